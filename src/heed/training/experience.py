@@ -1,0 +1,298 @@
+"""What PPO and REINFORCE share: sampling prompts, scoring rollouts, and the KL leash to the frozen reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import Tensor
+
+from heed.core import kl as kl_estimators
+from heed.core.kl import next_kl_coef, sequence_exact_kl
+from heed.core.logprobs import sequence_logprobs
+from heed.core.masking import masked_sum
+from heed.errors import UserError, require
+from heed.models.batch import TokenBatch, collate
+from heed.models.language_model import LanguageModel
+from heed.models.scalar_model import ScalarModel
+from heed.records import Experience, Prompt, Rollout, Sampling
+from heed.rewards.protocol import Reward
+from heed.rollout.engine import Engine
+from heed.rollout.local import LocalEngine
+from heed.training import loop
+from heed.training.run import Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyGradientConfig(loop.TrainConfig):
+    """Settings that PPO and REINFORCE share. `batch_size` counts rollouts per update."""
+
+    DEFAULT_LR: ClassVar[tuple[float, float]] = (1e-6, 1e-5)
+
+    iterations: int = 50
+    """Rounds of sampling and updating."""
+    prompts_per_iteration: int = 64
+    """Prompts drawn in one iteration."""
+    samples_per_prompt: int = 1
+    """Responses sampled for each of them."""
+    max_new_tokens: int = 64
+    """Longest response."""
+    temperature: float = 1.0
+    """Of sampling, and of the policy that is trained: they are one distribution."""
+    kl_coef: float = 0.05
+    """Weight of the KL to the reference; 0 turns the leash off."""
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
+    """k1 is the log-ratio of the sampled token; `exact` sums over the whole vocabulary."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the KL enters. In the loss only `exact` and `k2` have the gradient of the KL."""
+    kl_target: float | None = None
+    """Nats per response that the adaptive controller steers to; none keeps `kl_coef` fixed."""
+    kl_horizon: int = 10_000
+    """Rollouts over which the adaptive controller acts."""
+    missing_eos_penalty: float = 1.0
+    """Taken from the score of a response that did not end by itself."""
+    kl_sample: int = 32
+    """Rollouts per iteration on which the exact KL and the entropy are measured."""
+    checkpoint_every: int = 10
+    """Iterations between checkpoints."""
+
+    def __post_init__(self) -> None:
+        loop.TrainConfig.__post_init__(self)
+        for name in ("iterations", "prompts_per_iteration", "samples_per_prompt", "max_new_tokens", "kl_horizon", "kl_sample"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a whole number above 0")
+        require(self.temperature > 0, "temperature", self.temperature, "a number above 0: a greedy policy has no gradient")
+        require(self.kl_coef >= 0, "kl_coef", self.kl_coef, "0 or above")
+        require(self.kl_target is None or self.kl_target > 0, "kl_target", self.kl_target, "nats above 0, or none")
+        require(self.missing_eos_penalty >= 0, "missing_eos_penalty", self.missing_eos_penalty, "0 or above")
+        right_gradient = self.kl_in == "reward" or self.kl_estimator in ("exact", "k2")
+        require(right_gradient, "kl_estimator", self.kl_estimator, "exact or k2 with kl_in: loss; others lack the KL's gradient there")
+
+    @property
+    def rollouts_per_iteration(self) -> int:
+        return self.prompts_per_iteration * self.samples_per_prompt
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One iteration's rollouts with all that was measured on them before any update; tensors on the CPU."""
+
+    batch: TokenBatch
+    scores: Tensor
+    """From the reward, less the penalty for a missing end, `[B]`."""
+    old_logprobs: Tensor
+    """`[B, T]`."""
+    ref_logprobs: Tensor
+    """`[B, T]`; equal to `old_logprobs` where no KL is asked for."""
+    kl: Tensor
+    """The estimate that enters the reward, `[B, T]`."""
+    values: Tensor
+    """`[B, T]`; zeros without a critic."""
+
+    def experience(self, advantages: Tensor, returns: Tensor) -> Experience:
+        batch = self.batch
+        return Experience(
+            batch.ids, batch.attention_mask, batch.response_mask, self.old_logprobs, self.ref_logprobs, self.values, advantages, returns
+        )
+
+
+def draw_prompts(prompts: Sequence[Prompt], iteration: int, config: PolicyGradientConfig) -> list[Prompt]:
+    """The prompts of one iteration: passes over all of them in an order that depends on the seed alone."""
+    order = loop.Batches(len(prompts), 1, 1 + (iteration + 1) * config.prompts_per_iteration // len(prompts), config.seed)
+    start = iteration * config.prompts_per_iteration
+    return [prompts[order[i][0]] for i in range(start, start + config.prompts_per_iteration)]
+
+
+def sample_and_score(
+    engine: Engine,
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    config: PolicyGradientConfig,
+) -> tuple[list[Rollout], Tensor]:
+    """Rollouts of the current policy, n adjacent per prompt, and their scores `[B]` less the missing-end penalty."""
+    rollouts = engine.generate(prompts, config.sampling, config.samples_per_prompt)
+    scores = reward(rollouts).float().cpu()
+    if not torch.isfinite(scores).all():
+        worst = rollouts[int((~torch.isfinite(scores)).nonzero()[0, 0])]
+        raise UserError(f"the reward of {worst.text[:60]!r} is not a finite number", fix="mend the reward, then run again")
+    unfinished = torch.tensor([r.finish_reason == "length" for r in rollouts])
+    return rollouts, scores - config.missing_eos_penalty * unfinished
+
+
+@torch.no_grad()
+def measure(
+    state: loop.TrainState,
+    rollouts: Sequence[Rollout],
+    scores: Tensor,
+    policy: LanguageModel,
+    reference: LanguageModel,
+    critic: ScalarModel | None,
+    config: PolicyGradientConfig,
+) -> Scored:
+    """Reference log-probabilities, KL and values of every sampled token, in micro-batches of similar length.
+
+    The engine's own log-probabilities serve as `old_logprobs` in fp32, where they equal the trainer's; under bf16 they
+    do not, and are computed again the way the update will see them.
+    """
+    sequences = [r.sequence() for r in rollouts]
+    whole = collate(sequences, policy.pad_id, torch.device("cpu"))
+    old = torch.zeros(whole.ids.shape)
+    old[whole.response_mask] = torch.tensor([p for r in rollouts for p in r.logprobs])
+    ref, kl, values = old.clone(), torch.zeros_like(old), torch.zeros_like(old)
+    needs_reference = uses_reference(config)
+    for members in loop.micro_batches([len(s.ids) for s in sequences], config.max_tokens):
+        batch = collate([sequences[i] for i in members], policy.pad_id, policy.device)
+        place = torch.tensor(members)[:, None], torch.arange(batch.ids.shape[1])[None]
+        with state.autocast():
+            if needs_reference:
+                ref[place] = reference.logprobs(batch, config.temperature)[0].float().cpu()
+            if state.use_bf16:
+                old[place] = policy.logprobs(batch, config.temperature)[0].float().cpu()
+            if critic is not None:
+                values[place] = critic.values(batch).float().cpu()
+            if needs_reference and config.kl_in == "reward" and config.kl_estimator == "exact":
+                kl[place] = exact_kl(policy, reference, batch, config.temperature).float().cpu()
+    if needs_reference and config.kl_in == "reward" and config.kl_estimator != "exact":
+        kl = getattr(kl_estimators, config.kl_estimator)(old, ref) * whole.response_mask
+    return Scored(whole, scores, old, ref, kl, values)
+
+
+def minibatches(experience: Experience, iteration: int, config: PolicyGradientConfig) -> Iterator[list[Experience]]:
+    """For every update of an iteration, its micro-batches: `epochs` passes over the rollouts in shuffled order."""
+    lengths = experience.attention_mask.sum(dim=1).tolist()
+    # Each iteration's epochs follow on from the last one's, so that no permutation comes twice.
+    batches = loop.Batches(len(lengths), config.batch_size, (iteration + 1) * config.epochs, config.seed)
+    for index in range(iteration * config.epochs * batches.per_epoch, len(batches)):
+        members = batches[index]
+        groups = loop.micro_batches([lengths[i] for i in members], config.max_tokens)
+        yield [experience.rows(torch.tensor([members[i] for i in group])) for group in groups]
+
+
+def policy_terms(
+    policy: LanguageModel, reference: LanguageModel, batch: Experience, kl_coef: float, config: PolicyGradientConfig, *, with_entropy: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Log-probabilities, entropy and KL of the policy at every response token from one forward pass, each `[B, T]`.
+
+    The entropy is None unless asked for, and the KL unless it belongs in the loss: over the whole vocabulary, or k2,
+    whose gradient is the KL's in expectation. The reference runs before the policy, since with LoRA it is the same
+    backbone with its adapter off, and an adapter may not change between a forward pass and its backward.
+    """
+    kl_in_loss = config.kl_in == "loss" and kl_coef > 0
+    ref_hidden = None
+    if kl_in_loss and config.kl_estimator == "exact":
+        with torch.no_grad():
+            ref_hidden = reference.hidden(tokens(batch))
+    hidden = policy.hidden(tokens(batch))
+    weight, bias = policy.head()
+    mask, temperature = batch.response_mask, config.temperature
+    logprobs, entropy = sequence_logprobs(hidden, weight, batch.ids, mask, bias=bias, temperature=temperature, with_entropy=with_entropy)
+    if not kl_in_loss:
+        return logprobs, entropy, None
+    if ref_hidden is None:
+        return logprobs, entropy, kl_estimators.k2(logprobs, batch.ref_logprobs)
+    ref_weight, ref_bias = reference.head()
+    kl = sequence_exact_kl(hidden, weight, ref_hidden, ref_weight, mask, bias=bias, ref_bias=ref_bias, temperature=temperature)
+    return logprobs, entropy, kl
+
+
+def take_updates(
+    state: loop.TrainState,
+    experience: Experience,
+    config: PolicyGradientConfig,
+    losses: Callable[[Experience, int, loop.Stats], Iterator[Tensor]],
+) -> dict[str, float]:
+    """All updates of one iteration; `losses` gets a micro-batch and the token count of its whole update."""
+    stats = loop.Stats()
+    for minibatch in minibatches(experience, state.step, config):
+        num_tokens = sum(int(part.response_mask.sum()) for part in minibatch)
+        loop.update(state, (part.to(state.device) for part in minibatch), lambda part, stats, n=num_tokens: losses(part, n, stats), stats)
+    return stats.means()
+
+
+def iterate(
+    state: loop.TrainState, engine: LocalEngine, config: PolicyGradientConfig, run: Run, iteration: Callable[[float], dict[str, float]]
+) -> dict[str, float]:
+    """All iterations, from wherever the run's checkpoint is; `iteration` takes the KL coefficient and returns its metrics.
+
+    The KL controller, the engine's random state and the data cursor are part of every checkpoint.
+    """
+    state.values |= {"kl_coef": config.kl_coef, "engine": engine.state()}
+    state.resume(run)
+    engine.load_state(cast(dict[str, int], state.values["engine"]))
+    metrics: dict[str, float] = {}
+    while state.step < config.iterations:
+        kl_coef = cast(float, state.values["kl_coef"])
+        metrics = iteration(kl_coef) | {"kl_coef": kl_coef}
+        state.step += 1
+        state.values |= {"kl_coef": leash(kl_coef, metrics, config), "engine": engine.state()}
+        run.log(state.step, config.iterations, metrics, show=("score", "kl_exact", "response_length"))
+        due = state.step % config.checkpoint_every == 0 or state.step == config.iterations
+        run.checkpoint_if_due(due, lambda: state.save(run))
+    return metrics
+
+
+def tokens(experience: Experience) -> TokenBatch:
+    return TokenBatch(experience.ids, experience.attention_mask, experience.response_mask)
+
+
+def exact_kl(policy: LanguageModel, reference: LanguageModel, batch: TokenBatch, temperature: float) -> Tensor:
+    """KL(policy || reference) over the whole vocabulary at every response token, `[B, T]`; gradients reach the policy.
+
+    The reference runs first: with LoRA it is the same backbone with its adapter off.
+    """
+    with torch.no_grad():
+        ref_hidden = reference.hidden(batch)
+    ref_weight, ref_bias = reference.head()
+    hidden = policy.hidden(batch)
+    weight, bias = policy.head()
+    return sequence_exact_kl(
+        hidden, weight, ref_hidden, ref_weight, batch.response_mask, bias=bias, ref_bias=ref_bias, temperature=temperature
+    )
+
+
+@torch.no_grad()
+def rollout_metrics(
+    rollouts: Sequence[Rollout],
+    scored: Scored,
+    rewards: Tensor,
+    policy: LanguageModel,
+    reference: LanguageModel,
+    config: PolicyGradientConfig,
+) -> dict[str, float]:
+    """What an iteration reports of its rollouts: means over responses, except the entropy, which is per token."""
+    mask = scored.batch.response_mask
+    sample = [r.sequence() for r in rollouts[: config.kl_sample]]
+    kl, entropy, num_tokens = 0.0, 0.0, 0
+    for members in loop.micro_batches([len(s.ids) for s in sample], config.max_tokens):
+        batch = collate([sample[i] for i in members], policy.pad_id, policy.device)
+        kl += float(exact_kl(policy, reference, batch, config.temperature).sum())
+        _, per_token = policy.logprobs(batch, config.temperature, with_entropy=True)
+        assert per_token is not None
+        entropy += float(per_token.sum())
+        num_tokens += int(batch.num_tokens)
+    k1 = masked_sum(scored.old_logprobs - scored.ref_logprobs, mask, dim=1).mean()
+    return {
+        "score": float(scored.scores.mean()),
+        "shaped_reward": float(rewards.sum(dim=1).mean()),
+        **({"kl": float(k1)} if uses_reference(config) else {}),
+        "kl_exact": kl / len(sample),
+        "entropy": entropy / num_tokens,
+        "response_length": float(mask.sum(dim=1).float().mean()),
+        "eos_rate": sum(r.finish_reason == "stop" for r in rollouts) / len(rollouts),
+    }
+
+
+def uses_reference(config: PolicyGradientConfig) -> bool:
+    return config.kl_coef > 0 or config.kl_target is not None
+
+
+def leash(kl_coef: float, metrics: Mapping[str, float], config: PolicyGradientConfig) -> float:
+    """The KL coefficient of the next iteration."""
+    if config.kl_target is None:
+        return kl_coef
+    return next_kl_coef(kl_coef, metrics["kl"], config.kl_target, config.kl_horizon, config.rollouts_per_iteration)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from heed.core.losses import sft_loss
+from heed.data.render import Renderer
+from heed.errors import NonFiniteLoss, UserError
+from heed.models.batch import collate
+from heed.models.language_model import LanguageModel
+from heed.models.loading import load_policy
+from heed.records import Prompt
+from heed.training import loop
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    budget=st.integers(1, 300),
+    rows=st.integers(1, 5),
+)
+def test_micro_batches_are_a_partition_within_the_budget(lengths: list[int], budget: int, rows: int) -> None:
+    groups = loop.micro_batches(lengths, budget, [rows] * len(lengths))
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or rows * len(group) * max(lengths[i] for i in group) <= budget
+
+
+@given(num_items=st.integers(1, 30), batch_size=st.integers(1, 10), epochs=st.integers(1, 4), seed=st.integers(0, 5))
+def test_every_epoch_sees_every_item_once(num_items: int, batch_size: int, epochs: int, seed: int) -> None:
+    batches = loop.Batches(num_items, batch_size, epochs, seed)
+    for epoch in range(epochs):
+        seen = [i for k in range(batches.per_epoch) for i in batches[epoch * batches.per_epoch + k]]
+        assert sorted(seen) == list(range(num_items))
+    again = loop.Batches(num_items, batch_size, epochs, seed)
+    assert again[len(again) - 1] == batches[len(batches) - 1]
+
+
+def test_epochs_differ_in_order() -> None:
+    batches = loop.Batches(50, 50, 2, seed=0)
+    assert batches[0] != batches[1]
+
+
+def test_schedule_warms_up_peaks_and_falls() -> None:
+    config = loop.TrainConfig(warmup_fraction=0.1, schedule="cosine")
+    factors = [loop.schedule_factor(i, 100, config) for i in range(100)]
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[0] > 0
+    assert factors[10] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] < 0.01
+    linear = loop.TrainConfig(warmup_fraction=0.0, schedule="linear")
+    assert loop.schedule_factor(50, 100, linear) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("lr", 0.0), ("batch_size", 0), ("epochs", 0), ("warmup_fraction", 1.0), ("max_grad_norm", -1)]
+)
+def test_a_setting_out_of_range_is_named(field: str, value: Any) -> None:
+    with pytest.raises(UserError, match=field):
+        loop.TrainConfig(**{field: value})
+
+
+def trained_once(folder: Path, renderer: Renderer, max_tokens: int) -> tuple[LanguageModel, dict[str, float]]:
+    policy = load_policy(folder, device="cpu")
+    texts = ["alpha beta", "red green blue one two", "good", "bad bad bad three three three delta"]
+    sequences = renderer.encode_all((Prompt("one two"), text) for text in texts)
+    num_tokens = sum(sum(s.response_mask) for s in sequences)
+    state = loop.TrainState.create({"policy": policy}, loop.TrainConfig(lr=1e-2, warmup_fraction=0.0), 10)
+    stats = loop.Stats()
+
+    def losses(items: list[int], stats: loop.Stats) -> Iterator[Tensor]:
+        batch = collate([sequences[i] for i in items], policy.pad_id, policy.device)
+        loss = sft_loss(policy.logprobs(batch)[0], batch.response_mask, num_tokens)
+        stats.add("loss", loss * num_tokens, batch.num_tokens)
+        yield loss
+
+    loop.update(state, loop.micro_batches([len(s.ids) for s in sequences], max_tokens), losses, stats)
+    return policy, stats.means()
+
+
+def test_splitting_a_batch_into_micro_batches_changes_nothing(tiny_folder: Path, renderer: Renderer) -> None:
+    whole, loss_whole = trained_once(tiny_folder, renderer, max_tokens=10_000)
+    split, loss_split = trained_once(tiny_folder, renderer, max_tokens=1)
+    assert loss_split["loss"] == pytest.approx(loss_whole["loss"], abs=1e-6)
+    assert loss_split["grad_norm"] == pytest.approx(loss_whole["grad_norm"], rel=1e-5)
+    for name, parameter in whole.trainable().items():
+        torch.testing.assert_close(split.trainable()[name], parameter, atol=2e-5, rtol=1e-4)
+
+
+def test_a_non_finite_loss_stops_before_any_weight_changes(policy: LanguageModel) -> None:
+    state = loop.TrainState.create({"policy": policy}, loop.TrainConfig(), 10)
+    before = {name: p.detach().clone() for name, p in state.parameters.items()}
+
+    def losses(batch: int, stats: loop.Stats) -> Iterator[Tensor]:
+        yield sum(p.sum() for p in policy.trainable().values()) * math.inf  # pyright: ignore[reportReturnType]
+
+    with pytest.raises(NonFiniteLoss, match=r"policy is (nan|inf)"):
+        loop.update(state, [0], losses, loop.Stats())
+    assert all(torch.equal(before[name], p) for name, p in state.parameters.items())
+    assert state.update == 0
+
+
+def test_stats_are_means_over_what_was_counted() -> None:
+    stats = loop.Stats()
+    stats.add("x", torch.tensor(6.0), 2)
+    stats.add("x", 0.0, torch.tensor(1))
+    assert stats.means() == {"x": pytest.approx(2.0)}

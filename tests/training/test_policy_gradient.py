@@ -1,0 +1,218 @@
+"""PPO and REINFORCE on a tiny real model: they climb a known reward, and a resumed run equals an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from heed.data.render import Renderer
+from heed.errors import Interrupted, UserError
+from heed.models.language_model import LanguageModel
+from heed.models.loading import LoRAConfig, load_policy
+from heed.models.scalar_model import new_scalar_model
+from heed.records import Prompt, Rollout
+from heed.training import experience as gather
+from heed.training.ppo import PPOConfig, train_ppo
+from heed.training.reinforce import ReinforceConfig, baselined, train_reinforce
+from heed.training.run import Run
+
+PROMPTS = [Prompt(f"{colour} {number}") for colour in ("red", "green", "blue") for number in ("one", "two", "three")]
+
+
+def fast(**changes: Any) -> dict[str, Any]:
+    """Settings that learn in a second."""
+    return {"iterations": 12, "prompts_per_iteration": 24, "max_new_tokens": 6, "lr": 5e-3, "warmup_fraction": 0.0, **changes}
+
+
+def share_good(rollouts: Sequence[Rollout]) -> Tensor:
+    """The known preference: the share of words that are `good`."""
+    return torch.tensor([r.text.split().count("good") / max(len(r.text.split()), 1) for r in rollouts])
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+
+
+def ppo(folder: Path, output: Path, config: PPOConfig, *, lora: LoRAConfig | None = None, stop_after: int | None = None) -> LanguageModel:
+    """One run of PPO, made to stop by a signal after some iterations if asked."""
+    policy = load_policy(folder, device="cpu", lora=lora)
+    reference, critic = policy.reference(), new_scalar_model(policy, "value", seed=3)
+    renderer = Renderer(policy.tokenizer, eos_ids=policy.eos_ids, max_length=32)
+    calls = 0
+
+    def reward(rollouts: Sequence[Rollout]) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == stop_after:
+            run._stop_signal = 15
+        return share_good(rollouts)
+
+    with Run(output, display=False) as run:
+        train_ppo(policy, reference, critic, renderer, reward, PROMPTS, config, run)
+    return policy
+
+
+def test_ppo_climbs_a_known_reward_and_reports_what_it_costs(tiny_folder: Path, tmp_path: Path) -> None:
+    ppo(tiny_folder, tmp_path, PPOConfig(**fast(), batch_size=12, kl_coef=0.01))
+    first, *_, last = rows(tmp_path)
+    assert last["score"] > first["score"] + 0.3
+    assert first["kl_exact"] == pytest.approx(0.0, abs=1e-5)
+    assert last["kl_exact"] > 0.5
+    assert last["kl"] == pytest.approx(last["kl_exact"], rel=0.6)
+    reported = "score shaped_reward kl kl_exact entropy clip_fraction ratio explained_variance response_length eos_rate policy_grad_norm"
+    assert set(reported.split()) <= set(last)
+
+
+def test_the_first_update_of_ppo_has_ratio_one(tiny_folder: Path, tmp_path: Path) -> None:
+    """The engine's log-probabilities are the trainer's own: before any update every ratio is 1 and nothing is clipped."""
+    settings = fast(iterations=1, lr=1e-12)
+    ppo(tiny_folder, tmp_path, PPOConfig(**settings, epochs=1, batch_size=24))
+    (row,) = rows(tmp_path)
+    assert row["ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert row["clip_fraction"] == 0.0
+    assert row["update_kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)], ids=["full", "lora"])
+def test_a_stopped_run_goes_on_to_the_same_end_bit_for_bit(tiny_folder: Path, tmp_path: Path, lora: LoRAConfig | None) -> None:
+    """Policy, critic, optimiser, KL controller, data cursor and random state all come back."""
+    settings = fast(iterations=6, prompts_per_iteration=8)
+    config = PPOConfig(**settings, batch_size=4, epochs=2, kl_target=2.0, kl_horizon=40, seed=5)
+    whole = ppo(tiny_folder, tmp_path / "whole", config, lora=lora)
+    with pytest.raises(Interrupted):
+        ppo(tiny_folder, tmp_path / "cut", config, lora=lora, stop_after=3)
+    assert len(rows(tmp_path / "cut")) == 3
+    resumed = ppo(tiny_folder, tmp_path / "cut", config, lora=lora)
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    assert len({row["kl_coef"] for row in rows(tmp_path / "whole")}) > 3
+    for name, parameter in whole.trainable().items():
+        assert torch.equal(resumed.trainable()[name], parameter), name
+
+
+def test_a_finished_run_does_no_work_again(tiny_folder: Path, tmp_path: Path) -> None:
+    settings = fast(iterations=2)
+    first = ppo(tiny_folder, tmp_path, PPOConfig(**settings))
+    before = rows(tmp_path)
+    second = ppo(tiny_folder, tmp_path, PPOConfig(**settings))
+    assert rows(tmp_path) == before
+    for name, parameter in first.trainable().items():
+        assert torch.equal(second.trainable()[name], parameter)
+
+
+def test_roles_on_one_lora_backbone_learn_and_leave_the_base_alone(tiny_folder: Path, tmp_path: Path) -> None:
+    settings = fast(lr=2e-2, iterations=25)
+    policy = ppo(tiny_folder, tmp_path, PPOConfig(**settings, batch_size=12, kl_coef=0.0, missing_eos_penalty=0.0), lora=LoRAConfig(rank=8))
+    first, *_, last = rows(tmp_path)
+    assert last["score"] > first["score"] + 0.2
+    base = load_policy(tiny_folder, device="cpu").hf.state_dict()
+    reference = policy.reference().hf.state_dict()
+    shared = [name for name in base if any(key.endswith(name.replace("proj.weight", "proj.base_layer.weight")) for key in reference)]
+    assert shared
+    for name in shared:
+        key = next(key for key in reference if key.endswith(name.replace("proj.weight", "proj.base_layer.weight")))
+        assert torch.equal(base[name], reference[key]), name
+
+
+@pytest.mark.parametrize("estimator", ["k2", "exact"])
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=8)], ids=["full", "lora"])
+def test_a_kl_in_the_loss_holds_the_policy_near_the_reference(
+    tiny_folder: Path, tmp_path: Path, estimator: str, lora: LoRAConfig | None
+) -> None:
+    kl = {}
+    for coefficient in (0.0, 10.0):
+        settings = fast(iterations=10, kl_coef=coefficient, kl_estimator=estimator, kl_in="loss")
+        ppo(tiny_folder, tmp_path / str(coefficient), PPOConfig(**settings, batch_size=12), lora=lora)
+        kl[coefficient] = rows(tmp_path / str(coefficient))[-1]["kl_exact"]
+    assert kl[10.0] < 0.5 * kl[0.0]
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_an_estimator_without_the_gradient_of_the_kl_is_refused_in_the_loss(estimator: str) -> None:
+    with pytest.raises(UserError, match="exact or k2"):
+        PPOConfig(kl_in="loss", kl_estimator=estimator)  # pyright: ignore[reportArgumentType]
+
+
+def test_exact_kl_in_the_reward_agrees_with_k1_on_average(tiny_folder: Path, tmp_path: Path) -> None:
+    settings = fast(iterations=4, prompts_per_iteration=64)
+    ppo(tiny_folder, tmp_path, PPOConfig(**settings, kl_estimator="exact", kl_coef=0.1, kl_sample=64))
+    last = rows(tmp_path)[-1]
+    # What the shaped reward lost to the leash is the coefficient times the exact KL over the same rollouts.
+    assert last["score"] - last["shaped_reward"] == pytest.approx(0.1 * last["kl_exact"], rel=1e-3)
+
+
+def test_a_response_that_does_not_end_is_penalised(policy: LanguageModel, renderer: Renderer) -> None:
+    from heed.rollout.local import LocalEngine
+
+    config = PPOConfig(**fast(max_new_tokens=2), missing_eos_penalty=0.7)
+    rollouts, scores = gather.sample_and_score(LocalEngine(policy, renderer, seed=0), share_good, PROMPTS * 4, config)
+    expected = share_good(rollouts) - 0.7 * torch.tensor([r.finish_reason == "length" for r in rollouts]).float()
+    assert {r.finish_reason for r in rollouts} == {"stop", "length"}
+    torch.testing.assert_close(scores, expected)
+
+
+def test_a_reward_that_is_not_finite_stops_with_the_response_named(policy: LanguageModel, renderer: Renderer) -> None:
+    from heed.rollout.local import LocalEngine
+
+    with pytest.raises(UserError, match="not a finite number"):
+        gather.sample_and_score(
+            LocalEngine(policy, renderer, seed=0), lambda r: torch.full((len(r),), float("nan")), PROMPTS, PPOConfig(**fast())
+        )
+
+
+def test_prompts_are_all_seen_before_any_comes_again() -> None:
+    config = PPOConfig(prompts_per_iteration=4)
+    drawn = [p for k in range(9) for p in gather.draw_prompts(PROMPTS, k, config)]
+    for start in range(0, 36, 9):
+        assert sorted(p.id for p in drawn[start : start + 9]) == sorted(p.id for p in PROMPTS)
+    assert gather.draw_prompts(PROMPTS, 5, config) == drawn[20:24]
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "group", "running_mean", "none"])
+def test_reinforce_climbs_a_known_reward(policy: LanguageModel, renderer: Renderer, tmp_path: Path, baseline: Any) -> None:
+    settings = fast(iterations=20, prompts_per_iteration=12, samples_per_prompt=4)
+    config = ReinforceConfig(**settings, baseline=baseline, batch_size=48, kl_coef=0.01, schedule="constant")
+    with Run(tmp_path, display=False) as run:
+        train_reinforce(policy, policy.reference(), renderer, share_good, PROMPTS, config, run)
+    first, *_, last = rows(tmp_path)
+    assert last["score"] > first["score"] + 0.2
+
+
+def test_reinforce_resumes_bit_for_bit_with_its_running_baseline(tiny_folder: Path, tmp_path: Path) -> None:
+    settings = fast(iterations=5, prompts_per_iteration=6, samples_per_prompt=1)
+    config = ReinforceConfig(**settings, baseline="running_mean", batch_size=6, checkpoint_every=2)
+
+    def go(output: Path, until: int | None) -> None:
+        policy = load_policy(tiny_folder, device="cpu")
+        renderer = Renderer(policy.tokenizer, eos_ids=policy.eos_ids, max_length=32)
+        calls = 0
+
+        def reward(rollouts: Sequence[Rollout]) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if calls == until:
+                raise RuntimeError("killed between two checkpoints")
+            return share_good(rollouts)
+
+        with Run(output, display=False) as run:
+            train_reinforce(policy, policy.reference(), renderer, reward, PROMPTS, config, run)
+
+    go(tmp_path / "whole", None)
+    with pytest.raises(RuntimeError):
+        go(tmp_path / "cut", 4)
+    go(tmp_path / "cut", None)
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_a_group_of_one_has_no_leave_one_out_baseline() -> None:
+    with pytest.raises(UserError, match="samples_per_prompt"):
+        ReinforceConfig(samples_per_prompt=1)
+    returns = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    config = ReinforceConfig(samples_per_prompt=2)
+    assert baselined(returns, None, config).tolist() == [-1.0, 1.0, -3.0, 3.0]
