@@ -1,0 +1,1 @@
+"""Reading, checking, splitting, rendering and writing of training data; imports no torch."""
