@@ -1,0 +1,163 @@
+"""One transformer body that carries several roles: with LoRA each role is an adapter, and at most one acts at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.functional import cast_adapter_dtype
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from heed.errors import require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters, `W + alpha / rank * B A` (Hu et al. 2021, arXiv:2106.09685, section 4.1)."""
+
+    rank: int = 16
+    """Rows of A, columns of B."""
+    alpha: int = 32
+    """The update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Share of A's inputs dropped while gradients are recorded."""
+    target: str | tuple[str, ...] = "all-linear"
+    """Names of the linear layers that get an adapter; `all-linear` is all of them but the head."""
+    seed: int = 0
+    """Seed of A's first values."""
+
+    def __post_init__(self) -> None:
+        require(self.rank > 0, "rank", self.rank, "a rank above 0")
+        require(self.alpha > 0, "alpha", self.alpha, "a scale above 0")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "a share from 0 to below 1")
+
+
+class Backbone:
+    """A transformer body with the adapters of the roles that share it.
+
+    Every trained adapter keeps `requires_grad` whichever is active, and a checkpointed layer is recomputed with the adapter
+    that it first ran with: roles may alternate between a forward and its backward without losing or mixing gradients.
+    """
+
+    def __init__(self, body: Any, lora: LoRAConfig | None = None) -> None:
+        self.body = body
+        self.lora = lora
+        self.configs: dict[str, LoraConfig] = {}
+        self._layers: dict[str, LoraLayer] = {}
+        self._trained: list[str] = []
+        self._active: str | None = None
+
+    def activate(self, adapter: str | None, *, training: bool) -> None:
+        """Let this adapter alone act; None switches all of them off."""
+        if self.body.training != training:
+            self.body.train(training)
+        if self._active == adapter:
+            return
+        for layer in self._layers.values():
+            layer.enable_adapters(adapter is not None)
+            if adapter is not None:
+                layer.set_adapter(adapter, inference_mode=adapter not in self._trained)
+            # Both calls freeze the adapters that are not active.
+            layer.set_requires_grad(self._trained)
+        self._active = adapter
+
+    def add(self, role: str, seed: int, config: LoraConfig | None = None) -> str:
+        """Add an adapter that changes nothing yet (B = 0) and return its name: the role, numbered where it is taken."""
+        config = config or self._peft_config()
+        name = role if role not in self.configs else f"{role}{sum(n.startswith(role) for n in self.configs) + 1}"
+        inject_adapter_in_model(config, self.body, name)
+        cast_adapter_dtype(self.body, name)  # float32, whatever the base is in
+        del self.body.peft_config  # peft warns where it finds the configuration of the adapter before
+        self.body.eval()  # the new modules come in training mode
+        self.configs[name] = config
+        self._layers = {n: m for n, m in self.body.named_modules() if isinstance(m, LoraLayer)}
+        self._trained.append(name)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter_name, parameter in self.parameters(name).items():
+                if ".lora_A." in parameter_name:
+                    # peft's own distribution, from a generator of ours: U(-1, 1) / sqrt(D).
+                    parameter.copy_(torch.empty(parameter.shape).uniform_(-1, 1, generator=generator) * parameter.shape[1] ** -0.5)
+        self._active = name
+        self.activate(None, training=False)
+        return name
+
+    def copy(self, adapter: str, role: str) -> str:
+        """Add a copy of an adapter and return its name."""
+        name = self.add(role, 0, copy.deepcopy(self.configs[adapter]))
+        with torch.no_grad():
+            for target, source in zip(self.parameters(name).values(), self.parameters(adapter).values(), strict=True):
+                target.copy_(source)
+        return name
+
+    def freeze(self, adapter: str) -> None:
+        """Train this adapter no more."""
+        self._trained.remove(adapter)
+        for layer in self._layers.values():
+            layer.set_requires_grad(adapter, False)
+
+    def parameters(self, adapter: str) -> dict[str, nn.Parameter]:
+        """The adapter's own weights by their names in the body."""
+        return {
+            f"{name}.{part}.{adapter}.weight": getattr(layer, part)[adapter].weight
+            for name, layer in self._layers.items()
+            for part in ("lora_A", "lora_B")
+            if adapter in getattr(layer, part)
+        }
+
+    def has_learned(self, adapter: str) -> bool:
+        """Whether the adapter changes anything (B is not 0)."""
+        return any(bool(p.any()) for name, p in self.parameters(adapter).items() if ".lora_B." in name)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        options = {"use_reentrant": False} | ({"context_fn": self._recomputation} if self.lora else {})
+        self.body.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        # transformers makes the embeddings' output require gradients; only reentrant checkpoints need that.
+        self.body.disable_input_require_grads()
+
+    def _peft_config(self) -> LoraConfig:
+        assert self.lora is not None, "roles on this backbone are whole models"
+        return LoraConfig(
+            r=self.lora.rank,
+            lora_alpha=self.lora.alpha,
+            lora_dropout=self.lora.dropout,
+            target_modules=self.lora.target if isinstance(self.lora.target, str) else list(self.lora.target),
+            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.body.modules()),
+        )
+
+    def _recomputation(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), self._as_now(self._active, self.body.training)
+
+    @contextmanager
+    def _as_now(self, adapter: str | None, training: bool) -> Iterator[None]:
+        adapter_before, training_before = self._active, self.body.training
+        self.activate(adapter, training=training)
+        try:
+            yield
+        finally:
+            self.activate(adapter_before, training=training_before)
+
+
+@torch.no_grad()
+def merged_state(model: nn.Module, adapter: str | None) -> dict[str, Tensor]:
+    """The model's weights as if it had never had adapters, with this one merged in; the model itself is left as it is."""
+    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name.rpartition(".lora_")[0] in layers:
+            continue
+        owner, _, rest = name.rpartition(".base_layer.")
+        if owner in layers:
+            name = f"{owner}.{rest}"
+            if rest == "weight" and adapter is not None and adapter in layers[owner].lora_A:
+                tensor = (tensor + layers[owner].get_delta_weight(adapter)).to(tensor.dtype)
+        state[name] = tensor.cpu()
+    return state

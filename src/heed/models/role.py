@@ -1,0 +1,92 @@
+"""What a policy, a value model and a reward model have in common."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heed.models.backbone import Backbone
+from heed.models.batch import TokenBatch
+
+
+class Role:
+    """A model in one of its parts: a head and, on a backbone that it may share, the whole of the weights or one adapter."""
+
+    def __init__(self, model: Any, tokenizer: Any, backbone: Backbone, *, adapter: str | None, source: str | None) -> None:
+        self.model = model
+        """The transformers model: the backbone's body with this role's head."""
+        self.tokenizer = tokenizer
+        self.backbone = backbone
+        self.adapter = adapter
+        """The role's adapter; None where the role is a whole model, or the base without adapters."""
+        self.source = source
+        """Where the base weights are found, which a saved adapter names; None where they are nowhere on their own."""
+        self.frozen = False
+        self.version = 0
+        """How many updates the weights have seen."""
+        self.eos_ids = _eos_ids(model, tokenizer)
+        """Every id that ends a response."""
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.eos_ids, default=0)
+        """Filler for batches. It may end a response as well: masks never come from it."""
+        limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length, sys.maxsize)
+        self.context_length = min(int(limit) for limit in limits if limit)
+        """The longest sequence, in tokens."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """Last hidden states after the final norm, `[B, T, D]`; those of padding mean nothing.
+
+        Padding is on the right and attention looks left: no token sees padding, so there is no attention mask to pass.
+        """
+        training = torch.is_grad_enabled() and not self.frozen
+        self.backbone.activate(self.adapter, training=training)
+        with torch.set_grad_enabled(training):
+            return self.backbone.body(input_ids=batch.ids, use_cache=False).last_hidden_state
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The role's own weights by name: its adapter and head, or, without LoRA, all of its model."""
+        if self.backbone.lora is None:
+            return dict(self.model.named_parameters())
+        if self.adapter is None:
+            return {}
+        body, prefix = self.backbone.parameters(self.adapter), self.model.base_model_prefix
+        return {f"{prefix}.{name}": parameter for name, parameter in body.items()} | self._head_weights()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The weights that training changes, by name; none once frozen."""
+        return {} if self.frozen else self.weights()
+
+    def state(self) -> dict[str, Tensor]:
+        """The trainable weights for a checkpoint; views, not copies."""
+        return {name: parameter.detach() for name, parameter in self.trainable().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put the weights of a checkpoint back; ValueError where it is one of another model."""
+        own = self.state()
+        if own.keys() != state.keys():
+            raise ValueError(f"the state is another model's: {sorted(own.keys() ^ state.keys())[:4]} on one side only")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def freeze(self) -> None:
+        """Train this role no more."""
+        for parameter in self.trainable().values():
+            parameter.requires_grad_(False)
+        if self.adapter is not None and not self.frozen:
+            self.backbone.freeze(self.adapter)
+        self.frozen = True
+
+    def _head_weights(self) -> dict[str, nn.Parameter]:
+        return {}
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    told = (getattr(model, "generation_config", None) or model.config).eos_token_id
+    ids = told if isinstance(told, list) else [told]
+    return tuple(sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None}))
