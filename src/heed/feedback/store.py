@@ -1,0 +1,284 @@
+"""Where judgements are kept: a database that two processes can share and a crash does not hurt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Engine, create_engine, event, func, insert, inspect, select
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy.orm import Session
+
+from heed.errors import UserError
+from heed.feedback.schema import Base, JudgementRow, PromptRow, RankRow, ResponseRow, SourceRow
+from heed.records import Judgement, Message, PreferencePair, Prompt, Ranking, Response
+
+LOCK_TIMEOUT = 60.0
+"""Seconds a write waits for another process's write."""
+
+
+class FeedbackStore:
+    """Prompts, responses with their provenance, and judgements, in SQLite or any database that SQLAlchemy opens.
+
+    `location` is a file (made where there is none) or a database URL. Every `add_*` is one transaction that is on
+    disk when the call returns, and adds all or nothing. Readers, also in other processes, are never blocked.
+    Raises UserError where the location cannot be opened.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        self._engine = _open(location)
+        self._writing = self._engine.execution_options(sqlite_begin="IMMEDIATE")
+
+    def close(self) -> None:
+        """Let the connections go; the next call opens them again."""
+        self._engine.dispose()
+
+    def add_prompt(self, prompt: Prompt) -> str:
+        """Add a prompt and return its id; a known prompt gains the tags it did not have, and new values of those it had."""
+        self.add_items([(prompt, ())])
+        return prompt.id
+
+    def add_responses(self, prompt: Prompt, responses: Sequence[Response]) -> list[int]:
+        """Add responses to a prompt (itself added where needed) and return their ids; a known text keeps its id, a new source is added."""
+        return self.add_items([(prompt, responses)])[0]
+
+    def add_items(self, items: Sequence[tuple[Prompt, Sequence[Response]]]) -> list[list[int]]:
+        """Add many prompts, each with its responses, in one transaction; returns the response ids of each."""
+        with Session(self._writing) as session, session.begin():
+            _add_prompts(session, [prompt for prompt, _ in items])
+            ids = _add_texts(session, [(prompt.id, r.text) for prompt, responses in items for r in responses])
+            _add_sources(session, [(ids[prompt.id, r.text], r) for prompt, responses in items for r in responses])
+        return [[ids[prompt.id, r.text] for r in responses] for prompt, responses in items]
+
+    def add_judgement(self, judgement: Judgement) -> int:
+        """Add one judgement and return its id; raises UserError as `add_judgements` does."""
+        return self.add_judgements([judgement])[0]
+
+    def add_judgements(self, judgements: Sequence[Judgement]) -> list[int]:
+        """Add many judgements in one transaction and return their ids.
+
+        A judgement is always added, so an annotator may be asked twice. Raises UserError, and adds none, where a
+        response is unknown or named twice, ranks do not fit, or the order shown is no permutation.
+        """
+        with Session(self._writing) as session, session.begin():
+            ids = _response_ids(session, {j.prompt.id for j in judgements})
+            for judgement in judgements:
+                _validate(judgement, ids)
+            rows = [JudgementRow(prompt_id=j.prompt.id, annotator=j.annotator, seconds=j.seconds, note=j.note) for j in judgements]
+            session.add_all(rows)
+            session.flush()
+            ranks = [rank for row, j in zip(rows, judgements, strict=True) for rank in _ranks(row.id, j, ids)]
+            if ranks:
+                session.execute(insert(RankRow), ranks)  # in bulk: as objects they would take most of the time
+            return [row.id for row in rows]
+
+    def prompts(self) -> list[Prompt]:
+        """All prompts, in the order they were added."""
+        with Session(self._engine) as session:
+            return list(_prompts(session).values())
+
+    def responses(self, prompt: Prompt) -> list[Response]:
+        """The responses to a prompt in the order they were added; a text from two sources comes once for each."""
+        query = (
+            select(ResponseRow.text, SourceRow.model, SourceRow.sampling, SourceRow.run)
+            .join(SourceRow, SourceRow.response_id == ResponseRow.id)
+            .where(ResponseRow.prompt_id == prompt.id)
+            .order_by(ResponseRow.id, SourceRow.id)
+        )
+        with Session(self._engine) as session:
+            return [Response(*row) for row in session.execute(query)]
+
+    def judgements(self) -> list[Judgement]:
+        """All judgements, in the order they were added."""
+        query = (
+            select(JudgementRow.id, JudgementRow.prompt_id, JudgementRow.annotator, JudgementRow.seconds, JudgementRow.note)
+            .add_columns(ResponseRow.text, RankRow.rank, RankRow.shown)
+            .join(RankRow, RankRow.judgement_id == JudgementRow.id)
+            .join(ResponseRow, ResponseRow.id == RankRow.response_id)
+            .order_by(JudgementRow.id, RankRow.position)
+        )
+        with Session(self._engine) as session:
+            rows = session.execute(query).all()
+            prompts = _prompts(session)
+        return [_judgement(list(group), prompts) for _, group in groupby(rows, key=lambda row: row.id)]
+
+    def rankings(self, weights: Mapping[str, float] | None = None) -> list[Ranking]:
+        """All judgements as training data, each with its annotator's weight (1 without `weights`).
+
+        Raises UserError where an annotator has no weight.
+        """
+        return [j.ranking(_weight(j.annotator, weights)) for j in self.judgements()]
+
+    def pairs(self, weights: Mapping[str, float] | None = None) -> list[PreferencePair]:
+        """All C(K, 2) pairs of all judgements, better response first; a tie is a pair with label 0.5."""
+        return [pair for ranking in self.rankings(weights) for pair in ranking.pairs()]
+
+    def counts(self) -> dict[str, int]:
+        """How many prompts, responses, judgements and annotators there are."""
+        tables = {"prompts": PromptRow.number, "responses": ResponseRow.id, "judgements": JudgementRow.id}
+        with Session(self._engine) as session:
+            counts = {name: session.scalar(select(func.count(column))) or 0 for name, column in tables.items()}
+            counts["annotators"] = session.scalar(select(func.count(JudgementRow.annotator.distinct()))) or 0
+        return counts
+
+
+def _open(location: str | Path) -> Engine:
+    """An engine on the database, its tables made."""
+    if "://" in str(location):
+        url: str | URL = str(location)
+    else:
+        try:
+            Path(location).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder: {error.strerror}", file=location) from error
+        url = URL.create("sqlite", database=str(location))
+    try:
+        engine = create_engine(url, json_serializer=partial(json.dumps, ensure_ascii=False))
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UserError(f"{location} is no database: {error}", expected="a file or a URL such as postgresql+psycopg://...") from error
+    except ModuleNotFoundError as error:
+        raise UserError(f"the driver {error.name} is not installed", fix=f"pip install {error.name}, or keep feedback in a file") from error
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    try:
+        if not inspect(engine).has_table(RankRow.__tablename__):
+            # Under the write lock: another process may be making the same tables.
+            with engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
+                Base.metadata.create_all(connection)
+    except DatabaseError as error:
+        raise UserError(f"cannot open {engine.url}: {error.orig}", expected="a feedback store or a new file") from error
+    return engine
+
+
+def _configure_sqlite(connection: Any, _: object) -> None:
+    # The driver's own transactions begin too late (at the first write) to keep what was read before it true.
+    connection.isolation_level = None
+    for pragma in (f"busy_timeout={int(LOCK_TIMEOUT * 1000)}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Any) -> None:
+    # IMMEDIATE takes the write lock before reading, so that checking and adding cannot race with another process.
+    connection.exec_driver_sql("BEGIN " + connection.get_execution_options().get("sqlite_begin", "DEFERRED"))
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _chunks(values: Iterable[Any], size: int = 500) -> Iterator[list[Any]]:
+    """Slices small enough for the number of parameters that databases take in one statement."""
+    found = list(values)
+    for start in range(0, len(found), size):
+        yield found[start : start + size]
+
+
+def _add_prompts(session: Session, prompts: Sequence[Prompt]) -> None:
+    known: dict[str, PromptRow] = {}
+    for ids in _chunks({p.id for p in prompts}):
+        known.update((row.id, row) for row in session.scalars(select(PromptRow).where(PromptRow.id.in_(ids))))
+    for prompt in prompts:
+        if prompt.id in known:
+            row = known[prompt.id]
+            row.tags = {**row.tags, **prompt.tags}
+        else:
+            content = prompt.text if isinstance(prompt.text, str) else [[m.role, m.content] for m in prompt.text]
+            known[prompt.id] = PromptRow(id=prompt.id, content=content, tags=dict(prompt.tags))
+            session.add(known[prompt.id])
+    session.flush()
+
+
+def _response_ids(session: Session, prompt_ids: Iterable[str]) -> dict[tuple[str, str], int]:
+    """The id of each response, by prompt id and text."""
+    found: dict[tuple[str, str], int] = {}
+    for ids in _chunks(prompt_ids):
+        query = select(ResponseRow.prompt_id, ResponseRow.text, ResponseRow.id).where(ResponseRow.prompt_id.in_(ids))
+        found.update(((prompt_id, text), response_id) for prompt_id, text, response_id in session.execute(query))
+    return found
+
+
+def _add_texts(session: Session, texts: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    known = _response_ids(session, {prompt_id for prompt_id, _ in texts})
+    new = [(i, text) for i, text in dict.fromkeys(texts) if (i, text) not in known]
+    rows = [ResponseRow(prompt_id=prompt_id, text=text, digest=_digest(text)) for prompt_id, text in new]
+    session.add_all(rows)
+    session.flush()
+    return known | {(row.prompt_id, row.text): row.id for row in rows}
+
+
+def _add_sources(session: Session, responses: Sequence[tuple[int, Response]]) -> None:
+    known: set[tuple[int, str]] = set()
+    for ids in _chunks({response_id for response_id, _ in responses}):
+        query = select(SourceRow.response_id, SourceRow.digest).where(SourceRow.response_id.in_(ids))
+        known.update((response_id, digest) for response_id, digest in session.execute(query))
+    for response_id, r in responses:
+        digest = _digest([r.model, dict(r.sampling), r.run])
+        if (response_id, digest) not in known:
+            known.add((response_id, digest))
+            session.add(SourceRow(response_id=response_id, digest=digest, model=r.model, sampling=dict(r.sampling), run=r.run))
+
+
+def _validate(judgement: Judgement, ids: Mapping[tuple[str, str], int]) -> None:
+    def reject(found: str, expected: str) -> UserError:
+        return UserError(f"judgement by {judgement.annotator!r} of prompt {judgement.prompt.id}: {found}", expected=expected)
+
+    count, ranks, order, seconds = len(judgement.responses), judgement.ranks, judgement.order_shown, judgement.seconds
+    if not judgement.annotator:
+        raise reject("no annotator", "a name")
+    if count < 2 or len(set(judgement.responses)) < count:
+        raise reject(f"{count} responses, {len(set(judgement.responses))} of them different", "2 or more, all different")
+    if len(ranks) != count or not all(isinstance(rank, int) for rank in ranks) or min(ranks) != 1:
+        raise reject(f"ranks {ranks} for {count} responses", "one whole number for each response, 1 the best")
+    if order and sorted(order) != list(range(count)):
+        raise reject(f"order shown {order}", f"each of 0 to {count - 1} once, or nothing")
+    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
+        raise reject(f"{seconds} seconds", "0 or more")
+    for response in judgement.responses:
+        if (judgement.prompt.id, response) not in ids:
+            raise reject(f"unknown response {response[:60]!r}", "one that was added to the store before")
+
+
+def _ranks(judgement_id: int, judgement: Judgement, ids: Mapping[tuple[str, str], int]) -> Iterator[dict[str, int | None]]:
+    """The rows of `judgement_ranks`."""
+    for position, (text, rank) in enumerate(zip(judgement.responses, judgement.ranks, strict=True)):
+        yield {
+            "judgement_id": judgement_id,
+            "position": position,
+            "response_id": ids[judgement.prompt.id, text],
+            "rank": rank,
+            "shown": judgement.order_shown.index(position) if judgement.order_shown else None,
+        }
+
+
+def _prompts(session: Session) -> dict[str, Prompt]:
+    rows = session.execute(select(PromptRow.id, PromptRow.content, PromptRow.tags).order_by(PromptRow.number))
+    return {i: Prompt(c if isinstance(c, str) else tuple(Message(*m) for m in c), tags) for i, c, tags in rows}
+
+
+def _judgement(rows: Sequence[Any], prompts: Mapping[str, Prompt]) -> Judgement:
+    """One judgement from its ranks' rows, in the order of their position."""
+    first = rows[0]
+    return Judgement(
+        prompt=prompts[first.prompt_id],
+        responses=tuple(row.text for row in rows),
+        ranks=tuple(row.rank for row in rows),
+        annotator=first.annotator,
+        order_shown=() if first.shown is None else tuple(sorted(range(len(rows)), key=lambda i: rows[i].shown)),
+        seconds=first.seconds,
+        note=first.note,
+    )
+
+
+def _weight(annotator: str, weights: Mapping[str, float] | None) -> float:
+    if weights is None:
+        return 1.0
+    if annotator not in weights:
+        raise UserError(f"annotator {annotator!r} has no weight", expected=f"a weight for each annotator, found {sorted(weights)}")
+    return weights[annotator]

@@ -1,0 +1,86 @@
+"""A reward written by the user in Python."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor
+
+from heed.errors import UserError
+from heed.records import Rollout
+from heed.rewards.protocol import Reward, checked_scores
+
+
+def load_reward(spec: str) -> Reward:
+    """The reward that `module:function` or `file.py:function` names.
+
+    The function takes `(prompt, response)` as two texts and returns a number, or takes one argument, the list of rollouts,
+    and returns a number for each. Raises UserError where it is not found or takes neither, and, when scoring, where it
+    returns anything else. What the function itself raises passes through.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise UserError(f"reward {spec!r}", expected="module:function or file.py:function")
+    function = getattr(_load_file(Path(place)) if place.endswith(".py") else _load_module(place), name, None)
+    if not callable(function):
+        raise UserError(f"no function {name!r} in {place}", expected="a function of (prompt, response) or of (rollouts)")
+    takes_rollouts = _num_arguments(function, spec) == 1
+
+    def reward(rollouts: Sequence[Rollout]) -> Tensor:
+        if takes_rollouts:
+            scores = function(list(rollouts))
+            if isinstance(scores, Tensor):
+                return checked_scores(scores, rollouts, spec)
+            if not isinstance(scores, Iterable):
+                raise UserError(f"{spec} returned {scores!r}", expected=f"a list or tensor of {len(rollouts)} numbers")
+        else:
+            scores = [function(rollout.prompt.display(), rollout.text) for rollout in rollouts]
+        return checked_scores([_number(score, spec) for score in scores], rollouts, spec)
+
+    return reward
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there; it is one of its own imports that is missing
+        raise UserError(f"no module {name!r}", fix="for a file, write path/to/file.py:function") from error
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"no file {path}", expected="module:function or file.py:function")
+    module = ModuleType(str(path.resolve()))
+    module.__file__ = str(path)
+    try:
+        code = compile(path.read_bytes(), path, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise UserError(error.msg, file=path, line=error.lineno) from error
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    exec(code, module.__dict__)
+    return module
+
+
+def _num_arguments(function: Callable[..., object], spec: str) -> int:
+    """1 or 2, the arguments that the function must be called with."""
+    parameters = inspect.signature(function).parameters.values()
+    required = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(required) not in (1, 2) or any(p.default is p.empty and p.kind is p.KEYWORD_ONLY for p in parameters):
+        raise UserError(f"{spec} takes {inspect.signature(function)}", expected="(prompt, response) or (rollouts)")
+    return len(required)
+
+
+def _number(score: object, spec: str) -> float:
+    if isinstance(score, Tensor) and score.numel() == 1:
+        return float(score)
+    if not isinstance(score, Real):
+        raise UserError(f"{spec} returned {score!r}", expected="a number for each response")
+    return float(score)
