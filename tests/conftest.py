@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A slow machine is not a wrong answer.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
