@@ -49,7 +49,7 @@ class LocalEngine:
         """Sample `n` responses to each prompt; those of one prompt are adjacent, prompts in the order given.
 
         A response ends with an end-of-sequence token, which it holds, or at `max_new_tokens` or the end of the model's context with
-        finish reason `length`. Raises UserError for a prompt that is empty or leaves no room in the context.
+        finish reason `length`. Raises UserError for a prompt that leaves no room in the context.
         """
         require(n > 0, "n", n, "1 or above")
         if not prompts:
@@ -75,8 +75,6 @@ class LocalEngine:
 
     def _room(self, prompt: tuple[int, ...]) -> int:
         """How many tokens may follow a prompt."""
-        if not prompt:
-            raise UserError("a prompt without tokens", expected="at least one token to continue", fix="drop it, or put text before it")
         context = _context_length(self.policy)
         if len(prompt) >= context:
             raise UserError(
