@@ -1,0 +1,1 @@
+"""The command `heed`: one thin subcommand per capability."""

@@ -1,0 +1,165 @@
+"""The stages that gather judgements: openings, sampled responses, and annotators who rank them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import groupby
+from random import Random
+from typing import cast
+
+from heed.data.writers import from_row, write_jsonl
+from heed.errors import UserError, require
+from heed.feedback import FeedbackStore, SimulatedAnnotator, judge, krippendorff_alpha, pairwise_agreement
+from heed.pipeline.context import Context, Outcome, PatientEngine
+from heed.records import Prompt, Response, Rollout, Sampling
+from heed.rollout.local import LocalEngine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpeningsConfig:
+    """Settings of `openings`: prompts that the model writes itself, the beginnings of its own texts."""
+
+    num_prompts: int = 1000
+    """Different openings to train on."""
+    num_eval_prompts: int = 100
+    """Different openings to evaluate on."""
+    min_tokens: int = 16
+    """The shortest opening."""
+    max_tokens: int = 24
+    """The longest opening."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_prompts", "num_eval_prompts", "min_tokens"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a whole number above 0")
+        require(self.max_tokens >= self.min_tokens, "max_tokens", self.max_tokens, f"{self.min_tokens} (min_tokens) or more")
+
+
+def openings(ctx: Context) -> Outcome:
+    """Let the model begin texts, and cut each at the end of a word after a random number of tokens."""
+    config: OpeningsConfig = ctx.config
+    policy = ctx.policy()
+    renderer = ctx.renderer(policy, config.max_tokens)
+    engine, random = LocalEngine(policy, renderer, seed=config.seed), Random(config.seed)
+    wanted, found = config.num_prompts + config.num_eval_prompts, dict[str, Prompt]()
+    for _ in range(50):
+        for rollout in engine.generate([Prompt("")], Sampling(max_new_tokens=config.max_tokens), n=256):
+            kept = rollout.response_ids[: random.randint(config.min_tokens, config.max_tokens)]
+            text = renderer.decode(kept).rpartition(" ")[0].strip()
+            if rollout.finish_reason == "length" and text:
+                found.setdefault(text, Prompt(text))
+        ctx.run.progress(min(len(found), wanted), wanted)
+        ctx.run.checkpoint_if_due(False, lambda: None)
+        if len(found) >= wanted:
+            prompts = list(found.values())
+            write_jsonl(ctx.folder / "eval_prompts.jsonl", prompts[: config.num_eval_prompts])
+            write_jsonl(ctx.folder / "prompts.jsonl", prompts[config.num_eval_prompts : wanted])
+            return Outcome({"openings": wanted})
+    raise UserError(f"the model begins only {len(found)} different texts", expected=f"{wanted}", fix="raise max_tokens or ask for fewer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleConfig:
+    """Settings of `sample`: the responses that are to be compared."""
+
+    responses_per_prompt: int = 4
+    """K, the responses that one annotator ranks."""
+    num_prompts: int | None = None
+    """Prompts to answer, drawn at random; none takes all."""
+    max_new_tokens: int = 64
+    """The longest response."""
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.responses_per_prompt > 0, "responses_per_prompt", self.responses_per_prompt, "1 or more")
+        require(self.num_prompts is None or self.num_prompts > 0, "num_prompts", self.num_prompts, "a whole number above 0, or none")
+        require(self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or above")
+        require(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens, "a number of tokens above 0")
+
+
+def sample(ctx: Context) -> Outcome:
+    """Answer prompts with K responses each, and keep them token for token."""
+    config: SampleConfig = ctx.config
+    prompts = drawn(ctx.read("prompts", "prompts"), config.num_prompts, config.seed)
+    policy = ctx.policy()
+    renderer = ctx.renderer(policy, config.max_new_tokens)
+    engine = PatientEngine(LocalEngine(policy, renderer, seed=config.seed), ctx.run)
+    sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+    rollouts = engine.generate(prompts, sampling, config.responses_per_prompt)
+    write_jsonl(ctx.folder / "responses.jsonl", rollouts)
+    tokens = sum(len(r.response_ids) for r in rollouts)
+    return ctx.done(renderer, {"prompts": len(prompts), "responses": len(rollouts), "mean_length": tokens / len(rollouts)})
+
+
+def drawn(prompts: list[Prompt], count: int | None, seed: int) -> list[Prompt]:
+    """`count` of the prompts at random, or all of them as they are."""
+    return prompts if count is None or count >= len(prompts) else Random(seed).sample(prompts, count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotator:
+    """One simulated annotator, with the faults that people have (`heed.feedback.SimulatedAnnotator`)."""
+
+    name: str
+    reliability: float = 1.0
+    """How often they look at all; otherwise they guess."""
+    position_bias: float = 0.0
+    """Utility added to the response shown first."""
+    tie_threshold: float = 0.0
+    """Differences in utility that they call a tie."""
+    temperature: float = 1.0
+    """Size of their noise, in units of utility."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeConfig:
+    """Settings of `judge`: simulated annotators rank responses by the true preference, imperfectly."""
+
+    annotators: tuple[Annotator, ...] = (
+        Annotator(name="ada", reliability=0.99, position_bias=0.0, tie_threshold=0.4, temperature=0.2, seed=1),
+        Annotator(name="ben", reliability=0.98, position_bias=0.05, tie_threshold=0.4, temperature=0.2, seed=2),
+        Annotator(name="cleo", reliability=0.97, position_bias=0.1, tie_threshold=0.4, temperature=0.25, seed=3),
+        Annotator(name="dan", reliability=0.96, position_bias=0.0, tie_threshold=0.3, temperature=0.25, seed=4),
+        Annotator(name="eve", reliability=0.92, position_bias=0.2, tie_threshold=0.3, temperature=0.3, seed=5),
+    )
+    shared: float = 0.1
+    """Share of the prompts that all annotators judge, from which their agreement is known; every other goes to one of them."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(len(self.annotators) > 0, "annotators", self.annotators, "one annotator or more")
+        require(0 <= self.shared <= 1, "shared", self.shared, "a share from 0 to 1")
+
+
+def collect_judgements(ctx: Context) -> Outcome:
+    """Have the responses ranked, and keep the judgements in the store that people's judgements go to as well."""
+    config: JudgeConfig = ctx.config
+    gold = ctx.gold()
+    assert gold is not None, "the plan gives every judge stage a true preference"
+
+    @cache
+    def utility(prompt: Prompt, response: str) -> float:
+        return float(gold(prompt, response)["utility"])
+
+    with open(ctx.inputs["responses"], encoding="utf-8") as file:
+        rollouts = [cast(Rollout, from_row(json.loads(line))) for line in file]
+    items = [
+        (prompt, [Response(r.text, model=ctx.inputs["responses"], run=ctx.recipe.name) for r in group])
+        for prompt, group in groupby(rollouts, key=lambda r: r.prompt)
+    ]
+    annotators = [SimulatedAnnotator(utility=utility, **asdict(annotator)) for annotator in config.annotators]
+    store = FeedbackStore(ctx.folder / "feedback.db")
+    alone = judge(store, annotators, items, seed=config.seed)
+    judge(store, annotators, items[: round(config.shared * len(items))], overlap=len(annotators), seed=config.seed)
+    if alone.num_unrankable:
+        ctx.say(f"{alone.num_unrankable} of {len(items)} prompts left out: all their responses are the same")
+    judgements = store.judgements()
+    metrics = {"judgements": float(len(judgements))}
+    if config.shared > 0 and len(annotators) > 1:
+        metrics |= {"agreement": pairwise_agreement(judgements), "alpha": krippendorff_alpha(judgements)}
+    store.close()
+    return Outcome(metrics, {"feedback": {**metrics, "annotators": len(annotators), "simulated": True}})

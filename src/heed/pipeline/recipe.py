@@ -1,0 +1,189 @@
+"""The recipe: one YAML file that names a model, data, and the stages of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from heed.config import Document, as_mapping, load_config, parse_yaml, read_yaml
+from heed.errors import UserError, require
+from heed.models.backbone import LoRAConfig
+from heed.pipeline.stages import STAGES
+from heed.training.run import Tracker
+
+DEMO = Path(__file__).with_name("demo.yaml")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """Where data comes from: files, dataset ids (`org/name:split`) or built-in sets (`testbed:NAME`)."""
+
+    demonstrations: str | None = None
+    """What `sft` imitates."""
+    prompts: str | None = None
+    """What the policy answers in `sample` and in reinforcement learning; an `openings` stage can write them instead."""
+    eval_prompts: str | None = None
+    """What `evaluate` asks; kept apart from `prompts`."""
+    preferences: str | None = None
+    """Comparisons made by people; a `judge` stage adds to them or stands in for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """How often `sample` to `evaluate` are repeated, each time from the newest policy."""
+
+    max: int = 1
+    """Rounds at most."""
+    until: dict[str, float | str] = field(default_factory=dict)
+    """Stop early when all hold: a number in `summary.json`, by its dotted name, to a least value (`0.9`) or a bound (`"<= 0.05"`)."""
+
+    def __post_init__(self) -> None:
+        require(self.max >= 1, "max", self.max, "1 round or more")
+        for name, bound in self.until.items():
+            parse_bound(name, bound)
+
+    def reached(self, summary: Mapping[str, Any]) -> bool:
+        """True when every target in `until` is met; False when there is none."""
+        return bool(self.until) and all(_holds(metric(summary, name), *parse_bound(name, bound)) for name, bound in self.until.items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One entry of the recipe's `stages`."""
+
+    kind: str
+    config: Any
+    """The dataclass of this kind of stage."""
+    file: str = ""
+    line: int | None = None
+    """Where the recipe names it."""
+
+    def error(self, found: str, expected: str | None = None, fix: str | None = None) -> UserError:
+        return UserError(f"stage {self.kind}: {found}", file=self.file or None, line=self.line, expected=expected, fix=fix)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that a run is made from."""
+
+    name: str
+    """What the run is called."""
+    model: str
+    """The model to start from: a Hugging Face id, a folder, or `testbed` for the built-in one."""
+    output: str = ""
+    """The run's folder; `runs/NAME` where not given."""
+    seed: int = 0
+    """Of every stage that does not give its own."""
+    lora: LoRAConfig | None = None
+    """Train low-rank adapters instead of all weights."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """How weights are held in memory."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    max_length: int = 1024
+    """Tokens of prompt and response together; the model's own context where that is shorter."""
+    trackers: tuple[Tracker, ...] = ()
+    """Experiment trackers that metrics are sent to as well."""
+    data: Data = field(default_factory=Data)
+    gold: str | None = None
+    """The true preference, where it is known: `testbed`, `module:function` or `file.py:function`."""
+    reward: str | None = None
+    """A reward in place of a `reward_model` stage: a reward model (folder or id), `module:function` or `file.py:function`."""
+    compare: dict[str, str] = field(default_factory=dict)
+    """More policies that `evaluate` measures, by the name they get there."""
+    rounds: Rounds = field(default_factory=Rounds)
+    stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.max_length > 1, "max_length", self.max_length, "2 tokens or more")
+        require(bool(self.name) and "/" not in self.name, "name", self.name, "a short name that can be part of a path")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output or f"runs/{self.name}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two recipes the same run: settings of stages may be edited and run again, these may not."""
+        made = {name: getattr(self, name) for name in ("name", "model", "seed", "gold", "reward", "compare")}
+        return made | {"data": as_mapping(self.data), "stages": [stage.kind for stage in self.stages]}
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML, every setting written out; `load_recipe` reads the same recipe back."""
+    values = as_mapping(replace(recipe, stages=()))
+    values["stages"] = [{stage.kind: as_mapping(stage.config)} for stage in recipe.stages]
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; each override is `key=value`, the key dotted (`seed`, `data.prompts`, `ppo.kl_coef`)."""
+    document = read_yaml(path)
+    if not isinstance(document.values, Mapping):
+        raise document.error((), f"the recipe is {document.values!r}", expected="a mapping with at least name, model and stages")
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise UserError(f"--set {override}", expected="key=value, such as ppo.kl_coef=0.1")
+        first, *rest = key.strip().split(".")
+        start = ("stages", first) if first in STAGES else (first,)
+        document = document.with_value((*start, *rest), parse_yaml(value, f"--set {key}").values)
+    return build_recipe(document)
+
+
+def build_recipe(document: Document) -> Recipe:
+    """The recipe that a document holds; raises `UserError` naming file, line, found and expected."""
+    values = dict(document.values)
+    entries = values.pop("stages", None)
+    if not isinstance(entries, list) or not entries:
+        raise document.error(("stages",), f"stages is {entries!r}", expected=f"a list of stages, each one of {', '.join(STAGES)}")
+    recipe = load_config(Recipe, values, document)
+    return replace(recipe, stages=tuple(_stage(entry, i, document, recipe.seed) for i, entry in enumerate(entries)))
+
+
+def _stage(entry: object, index: int, document: Document, seed: int) -> Stage:
+    if isinstance(entry, str):
+        entry = {entry: None}
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        raise document.error(("stages", index), f"a stage is {entry!r}", expected="one key, the stage's kind, with its settings below it")
+    kind, values = next(iter(entry.items()))
+    if kind not in STAGES:
+        raise document.error(("stages", index, kind), f"there is no stage {kind!r}", expected=f"one of {', '.join(STAGES)}")
+    seeded = any(f.name == "seed" for f in fields(STAGES[kind].config))
+    config = load_config(STAGES[kind].config, ({"seed": seed} if seeded else {}) | dict(values or {}), document.at("stages", index, kind))
+    return Stage(kind=kind, config=config, file=document.file, line=document.lines.get(("stages", index)))
+
+
+def parse_bound(name: str, bound: float | str) -> tuple[str, float]:
+    """`0.9` and `">= 0.9"` are a least value, `"<= 0.05"` a greatest."""
+    if isinstance(bound, str):
+        sign, number = bound[:2], bound[2:].strip()
+        try:
+            return {"<=": "<=", ">=": ">="}[sign], float(number)
+        except (KeyError, ValueError):
+            raise UserError(f"until.{name} is {bound!r}", expected='a number or a bound such as "<= 0.05"') from None
+    return ">=", float(bound)
+
+
+def _holds(value: float, sign: str, bound: float) -> bool:
+    return value <= bound if sign == "<=" else value >= bound
+
+
+def metric(summary: Mapping[str, Any], name: str) -> float:
+    """A number in a summary by its dotted name; a mean with interval counts as its mean."""
+    value: Any = summary
+    for key in name.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            known = ", ".join(value) if isinstance(value, Mapping) else "nothing below it"
+            raise UserError(f"the summary has no {name!r}: there is no {key!r}", expected=known)
+        value = value[key]
+    number = value["mean"] if isinstance(value, Mapping) and "mean" in value else value
+    if not isinstance(number, int | float):
+        raise UserError(f"{name!r} is no number in the summary", expected=", ".join(f"{name}.{key}" for key in value) if value else "one")
+    return float(number)

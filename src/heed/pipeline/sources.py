@@ -1,0 +1,164 @@
+"""What the names in a recipe stand for: models, data sets, the true preference, rewards."""
+
+from __future__ import annotations
+
+import pkgutil
+import runpy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from heed.data.readers import Loaded, read_demonstrations, read_preferences, read_prompts
+from heed.data.render import Renderer
+from heed.errors import UserError
+from heed.evaluation.policies import Gold
+from heed.feedback import FeedbackStore
+from heed.models.language_model import LanguageModel
+from heed.models.loading import load_reward_model
+from heed.models.scalar_model import ScalarModel
+from heed.records import Demonstration, PreferencePair, Prompt, Ranking, Rollout
+from heed.rewards.model import ModelReward
+from heed.rewards.protocol import Reward
+
+Record = Prompt | Demonstration | PreferencePair | Ranking
+Kind = Literal["demonstrations", "prompts", "preferences"]
+READERS: Mapping[Kind, Callable[[str], Loaded[Any]]] = {
+    "demonstrations": read_demonstrations,
+    "prompts": read_prompts,
+    "preferences": read_preferences,
+}
+BUILT_IN = "testbed"
+
+
+def model_path(spec: str) -> str:
+    """The folder or Hugging Face id of a model; `testbed` is the built-in one."""
+    if spec != BUILT_IN:
+        return spec
+    from heed.testbed import model_path
+
+    return str(model_path())
+
+
+def read(kind: Kind, spec: str) -> Loaded[Any]:
+    """The records of a file, a data set id, a built-in set `testbed:NAME` or, of preferences, a feedback store `NAME.db`."""
+    if kind == "preferences" and names_store(spec):
+        store = FeedbackStore(spec)
+        rankings = store.rankings()
+        store.close()
+        return Loaded(rankings, [], "judgements")
+    if not spec.startswith(f"{BUILT_IN}:"):
+        return READERS[kind](spec)
+    from heed.testbed.datasets import load
+
+    return Loaded(list(load(spec.removeprefix(f"{BUILT_IN}:"))), [], f"the built-in {kind}")
+
+
+def names_store(spec: str) -> bool:
+    """True where judgements lie in a feedback store rather than in a data file."""
+    return spec.endswith(".db")
+
+
+def names_function(spec: str) -> bool:
+    """True for `module:function` and `file.py:function`, False for a folder or id of a model."""
+    return ":" in spec and not Path(spec).exists()
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """The function that `module:function` or `file.py:function` names."""
+    place, _, name = spec.rpartition(":")
+    try:
+        found = runpy.run_path(place).get(name) if place.endswith(".py") else pkgutil.resolve_name(spec)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {place}", expected="file.py:function or module:function") from None
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise UserError(f"{spec}: {error}", expected="file.py:function or module:function") from None
+    if not callable(found):
+        raise UserError(f"{place} has no function {name!r}", expected="file.py:function or module:function")
+    return found
+
+
+def load_gold(spec: str, **model_options: Any) -> Gold:
+    """The true preference: `testbed`, a function of the texts of prompt and response, or a reward model that stands in for people.
+
+    A function returns the utility, or a mapping that holds `utility` and attributes.
+    """
+    if spec == BUILT_IN:
+        from heed.testbed.gold import gold
+
+        return gold
+    if not names_function(spec):
+        return as_gold(*load_scoring(spec, **model_options))
+    function = load_function(spec)
+
+    def judge(prompt: Prompt, response: str) -> Mapping[str, float]:
+        found = function(prompt.display(), response)
+        if isinstance(found, Mapping) and "utility" in found:
+            return found
+        if isinstance(found, int | float):
+            return {"utility": float(found)}
+        raise UserError(f"{spec} returned {found!r}", expected="a number, or a mapping that holds utility")
+
+    return judge
+
+
+def load_scoring(spec: str, *, max_length: int, **model_options: Any) -> tuple[Reward, Renderer]:
+    """A trained reward model as a reward, with the renderer of its own tokenizer."""
+    model = load_reward_model(spec, **model_options)
+    renderer = make_renderer(model, max_length)
+    return ModelReward(model, renderer), renderer
+
+
+def ending(reward: Reward, renderer: Renderer) -> Reward:
+    """The reward of responses as if those cut at the limit ended there: a reward model has learned from ended responses only.
+
+    Read without an end, they would be judged by where they were cut, and a policy could gain by merely ending.
+    """
+
+    def close(rollout: Rollout) -> Rollout:
+        if rollout.finish_reason == "stop":
+            return rollout
+        bare, whole = (renderer.encode(rollout.prompt, "a", ended=ended).ids for ended in (False, True))
+        ids = rollout.response_ids + whole[len(bare) :]
+        fits = len(rollout.prompt_ids) + len(ids) <= renderer.max_length
+        return replace(rollout, response_ids=ids, finish_reason="stop") if fits else rollout
+
+    return lambda rollouts: reward([close(rollout) for rollout in rollouts])
+
+
+def as_gold(reward: Reward, renderer: Renderer) -> Gold:
+    """A reward in the place of a true preference that nobody knows."""
+
+    def judge(prompt: Prompt, response: str) -> Mapping[str, float]:
+        sequence = renderer.encode(prompt, response)
+        start = sequence.response_mask.index(True)
+        ids = sequence.ids[:start], sequence.ids[start:]
+        rollout = Rollout(prompt, *ids, logprobs=(0.0,) * len(ids[1]), text=response, finish_reason="stop")
+        return {"utility": float(reward([rollout])[0])}
+
+    return judge
+
+
+def reads_tokens_of(model: ScalarModel, policy: LanguageModel) -> bool:
+    """True where the model can read the policy's token ids as they are: its vocabulary holds the policy's."""
+    return policy.tokenizer.get_vocab().items() <= model.tokenizer.get_vocab().items()
+
+
+class Reader(Protocol):
+    """What is known of a model that reads text."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+    @property
+    def context_length(self) -> int: ...
+
+
+def make_renderer(model: Reader, max_length: int, max_new_tokens: int | None = None) -> Renderer:
+    """The model's renderer; prompts leave room for `max_new_tokens` of response where that is given."""
+    length = min(max_length, model.context_length)
+    if max_new_tokens is not None and max_new_tokens >= length:
+        raise UserError(f"max_new_tokens is {max_new_tokens}", expected=f"fewer than the {length} tokens of prompt and response together")
+    room = None if max_new_tokens is None else length - max_new_tokens
+    return Renderer(model.tokenizer, eos_ids=model.eos_ids, max_length=length, max_prompt_length=room)
