@@ -190,3 +190,8 @@ def test_chat_works_through_a_pipe(tiny_model: Path) -> None:
     done = heed("chat", str(tiny_model), "--max-new-tokens", "5", stdin="good red\n\nblue\n")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 2
+
+
+def test_the_guide_shows_the_help_as_it_is() -> None:
+    guide = Path(__file__).resolve().parents[2] / "docs" / "guide" / "commands.md"
+    assert cli.usage() in guide.read_text(encoding="utf-8")

@@ -41,7 +41,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 
 def ppo(folder: Path, output: Path, config: PPOConfig, *, lora: LoRAConfig | None = None, stop_after: int | None = None) -> LanguageModel:
-    """One run of PPO, made to stop by a signal after some iterations if asked."""
+    """One run of PPO, made to stop by a signal after some iterations if asked; its last metrics are those logged."""
     policy = load_policy(folder, device="cpu", lora=lora)
     reference, critic = policy.reference(), new_scalar_model(policy, "value", seed=3)
     renderer = Renderer(policy.tokenizer, eos_ids=policy.eos_ids, max_length=32)
@@ -55,7 +55,8 @@ def ppo(folder: Path, output: Path, config: PPOConfig, *, lora: LoRAConfig | Non
         return share_good(rollouts)
 
     with Run(output, display=False) as run:
-        train_ppo(policy, reference, critic, renderer, reward, PROMPTS, config, run)
+        metrics = train_ppo(policy, reference, critic, renderer, reward, PROMPTS, config, run)
+    assert metrics == {name: value for name, value in rows(output)[-1].items() if name != "step"}
     return policy
 
 
@@ -216,3 +217,16 @@ def test_a_group_of_one_has_no_leave_one_out_baseline() -> None:
     returns = torch.tensor([1.0, 2.0, 3.0, 6.0])
     config = ReinforceConfig(samples_per_prompt=2)
     assert baselined(returns, None, config).tolist() == [-1.0, 1.0, -3.0, 3.0]
+
+
+def test_iterations_walk_through_all_prompts(policy: LanguageModel, renderer: Renderer, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def reward(rollouts: Sequence[Rollout]) -> Tensor:
+        asked.extend(r.prompt.id for r in rollouts)
+        return share_good(rollouts)
+
+    with Run(tmp_path, display=False) as run:
+        config = PPOConfig(**fast(iterations=3, prompts_per_iteration=3))
+        train_ppo(policy, policy.reference(), new_scalar_model(policy, "value", seed=0), renderer, reward, PROMPTS, config, run)
+    assert sorted(asked) == sorted(p.id for p in PROMPTS)

@@ -224,7 +224,6 @@ def iterate(
     state.values |= {"kl_coef": config.kl_coef, "engine": engine.state()}
     state.resume(run)
     engine.load_state(cast(dict[str, int], state.values["engine"]))
-    metrics: dict[str, float] = {}
     while state.step < config.iterations:
         kl_coef = cast(float, state.values["kl_coef"])
         metrics = iteration(kl_coef) | {"kl_coef": kl_coef}
@@ -233,7 +232,7 @@ def iterate(
         run.log(state.step, config.iterations, metrics, show=("score", "kl_exact", "response_length"))
         due = state.step % config.checkpoint_every == 0 or state.step == config.iterations
         run.checkpoint_if_due(due, lambda: state.save(run))
-    return metrics
+    return run.last_metrics()
 
 
 def tokens(experience: Experience) -> TokenBatch:

@@ -253,7 +253,6 @@ def train(
 ) -> dict[str, float]:
     """Updates over a fixed data set, from wherever the state is to the end of `batches`; returns the last row of metrics."""
     state.resume(run)
-    row: dict[str, float] = {}
     while state.step < len(batches):
         stats = Stats()
         step(batches[state.step], stats)
@@ -262,7 +261,7 @@ def train(
         run.log(state.step, len(batches), row, show=show)
         due = state.step % state.config.checkpoint_every == 0 or state.step == len(batches)
         run.checkpoint_if_due(due, lambda: state.save(run))
-    return row
+    return run.last_metrics()
 
 
 def cpu_has_bf16() -> bool:

@@ -97,6 +97,11 @@ class Run:
         self._keep_metrics(until=values["step"])
         return tensors, values
 
+    def last_metrics(self) -> dict[str, float]:
+        """The newest row logged, without its step and time; empty where there is none."""
+        rows = self.metrics_path.read_text(encoding="utf-8").splitlines() if self.metrics_path.exists() else []
+        return {name: value for name, value in json.loads(rows[-1]).items() if name not in ("step", "seconds")} if rows else {}
+
     def _keep_metrics(self, until: int) -> None:
         if not self.metrics_path.exists():
             return
