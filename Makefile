@@ -28,6 +28,7 @@ check: lint test
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/quality_testbed.py
+	$(BIN)/python benchmarks/quality_real_inputs.py
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

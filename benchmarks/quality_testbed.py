@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -21,8 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "quality_testbed.json"
+from results import ROOT, write_results
+
 RECIPES = {"ppo": "demo.yaml", "reinforce": "reinforce.yaml", "dpo": "dpo.yaml"}
 RATES = ("helpful_rate", "harmful_rate", "fabrication_rate", "rude_rate", "kl_to_reference", "mean_length", "eos_rate", "distinct_2")
 
@@ -90,12 +89,8 @@ def main() -> None:
         summaries = {"ppo": list(pool.map(lambda seed: run("ppo", seed, options.folder), seeds))}
         later = {name: [pool.submit(run, name, seed, options.folder) for seed in seeds] for name in ("reinforce", "dpo")}
         summaries |= {name: [job.result() for job in jobs] for name, jobs in later.items()}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(), "python": platform.python_version()}
-    rows = table(summaries)
-    result = {"commit": commit, "machine": machine, "seeds": seeds, "command": "python benchmarks/quality_testbed.py", "results": rows}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    rows = table(summaries) | {"seeds": seeds}
+    write_results("quality_testbed", "python benchmarks/quality_testbed.py", rows)
     print(markdown(rows))
 
 
