@@ -18,7 +18,7 @@ from typing import Any
 from results import ROOT, write_results
 
 MODEL, PAIRS = "../shared/models/stories260k", "../shared/data/hh-harmless-dev.jsonl.gz"
-REWARD_MODELS = {"default": [], "lr 1e-3, 3 epochs": ["--lr", "1e-3", "--epochs", "3"]}
+REWARD_MODELS = {"default": [], "lr 1e-3": ["--lr", "1e-3"]}
 
 
 def heed(*words: str) -> str:
