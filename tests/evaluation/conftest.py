@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from heed.evaluation import GradedResponse
 from heed.models.language_model import LanguageModel
 from heed.models.loading import load_policy
 from heed.records import Prompt
+from tests.tiny import save_tiny_llama
 
-WORDS = ["<pad>", "<s>", "</s>", *[f"w{i}" for i in range(3, 40)]]
+WORDS = [f"w{i}" for i in range(3, 40)]
 
 
 @pytest.fixture(scope="session")
@@ -23,24 +20,7 @@ def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Lan
     """A random policy; another seed gives other weights."""
 
     def make(seed: int) -> LanguageModel:
-        folder: Path = tmp_path_factory.mktemp("tiny")
-        raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
-        raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(folder)
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=len(WORDS),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=64,
-            initializer_range=0.2,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-        LlamaForCausalLM(config).save_pretrained(folder)
+        folder = save_tiny_llama(tmp_path_factory.mktemp("tiny"), words=WORDS, seed=seed)
         return load_policy(folder, device="cpu")
 
     return make

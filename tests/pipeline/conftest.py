@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = ["<pad>", "<s>", "</s>", "alpha", "beta", "gamma", "delta", "red", "green", "blue", "one", "two", "three", "good", "bad"]
+from tests.tiny import WORDS, save_tiny_llama
+
 GOLD = """
 def gold(prompt, response):
     words = response.split()
@@ -31,25 +29,7 @@ STAGES = """
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"), initializer_range=0.02)
 
 
 def write_rows(path: Path, rows: Iterable[object]) -> None:
@@ -59,7 +39,7 @@ def write_rows(path: Path, rows: Iterable[object]) -> None:
 @pytest.fixture
 def write_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
     """Write data and a recipe over the tiny model; keywords replace top-level keys by YAML text."""
-    texts = [f"{a} {b}" for a in WORDS[3:] for b in WORDS[3:]]
+    texts = [f"{a} {b}" for a in WORDS for b in WORDS]
     random.Random(0).shuffle(texts)
     write_rows(tmp_path / "demonstrations.jsonl", [{"prompt": p, "response": f"good {p}"} for p in texts[:32]])
     write_rows(tmp_path / "prompts.jsonl", [{"prompt": p} for p in texts[:24]])
