@@ -1,6 +1,6 @@
 """What the loop learns on the testbed, over several seeds: PPO, and beside it REINFORCE and DPO from the same start.
 
-    python benchmarks/quality_testbed.py [--seeds 4] [--jobs 2] [--folder runs/quality]
+    python benchmarks/quality_testbed.py [--seeds 4] [--jobs 2] [--algorithms reinforce dpo] [--folder runs/quality]
 
 Writes `benchmarks/results/quality_testbed.json` with commit, machine, seeds and command, and the table in
 `docs/guide/testbed.md` comes from it. REINFORCE and DPO go on from the PPO run's own SFT model and judgements, so that
@@ -80,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--algorithms", nargs="*", default=["reinforce", "dpo"], help="beside PPO")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "quality")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -87,10 +88,10 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         # PPO's runs come first: the others start from what they made.
         summaries = {"ppo": list(pool.map(lambda seed: run("ppo", seed, options.folder), seeds))}
-        later = {name: [pool.submit(run, name, seed, options.folder) for seed in seeds] for name in ("reinforce", "dpo")}
+        later = {name: [pool.submit(run, name, seed, options.folder) for seed in seeds] for name in options.algorithms}
         summaries |= {name: [job.result() for job in jobs] for name, jobs in later.items()}
     rows = table(summaries) | {"seeds": seeds}
-    write_results("quality_testbed", "python benchmarks/quality_testbed.py", rows)
+    write_results("quality_testbed", " ".join(["python", *sys.argv]), rows)
     print(markdown(rows))
 
 
@@ -110,7 +111,7 @@ def markdown(rows: dict[str, Any]) -> str:
         "| policy | " + " | ".join(c.replace("_", " ").removesuffix(" rate") for c in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    for name in ("base", "sft", "best_of_n", "ppo", "reinforce", "dpo"):
+    for name in (name for name in ("base", "sft", "best_of_n", *RECIPES) if name in rows):
         cells = [f"{rows[name][c]['mean']:.3f}" if c in rows[name] else "" for c in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
