@@ -161,7 +161,7 @@ def test_a_response_that_does_not_end_is_penalised(policy: LanguageModel, render
 def test_a_reward_that_is_not_finite_stops_with_the_response_named(policy: LanguageModel, renderer: Renderer) -> None:
     from heed.rollout.local import LocalEngine
 
-    with pytest.raises(UserError, match="not a finite number"):
+    with pytest.raises(UserError, match=r"the reward gave nan to response 0 of 9.*finite score"):
         gather.sample_and_score(
             LocalEngine(policy, renderer, seed=0), lambda r: torch.full((len(r),), float("nan")), PROMPTS, PPOConfig(**fast())
         )

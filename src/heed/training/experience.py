@@ -13,12 +13,12 @@ from heed.core import kl as kl_estimators
 from heed.core.kl import next_kl_coef, sequence_exact_kl
 from heed.core.logprobs import sequence_logprobs
 from heed.core.masking import masked_sum
-from heed.errors import UserError, require
+from heed.errors import require
 from heed.models.batch import TokenBatch, collate
 from heed.models.language_model import LanguageModel
 from heed.models.scalar_model import ScalarModel
 from heed.records import Experience, Prompt, Rollout, Sampling
-from heed.rewards.protocol import Reward
+from heed.rewards.protocol import Reward, checked_scores
 from heed.rollout.engine import Engine
 from heed.rollout.local import LocalEngine
 from heed.training import loop
@@ -116,10 +116,7 @@ def sample_and_score(
 ) -> tuple[list[Rollout], Tensor]:
     """Rollouts of the current policy, n adjacent per prompt, and their scores `[B]` less the missing-end penalty."""
     rollouts = engine.generate(prompts, config.sampling, config.samples_per_prompt)
-    scores = reward(rollouts).float().cpu()
-    if not torch.isfinite(scores).all():
-        worst = rollouts[int((~torch.isfinite(scores)).nonzero()[0, 0])]
-        raise UserError(f"the reward of {worst.text[:60]!r} is not a finite number", fix="mend the reward, then run again")
+    scores = checked_scores(reward(rollouts), rollouts, "the reward")
     unfinished = torch.tensor([r.finish_reason == "length" for r in rollouts])
     return rollouts, scores - config.missing_eos_penalty * unfinished
 
