@@ -25,7 +25,6 @@ TOKEN_LOSSES: dict[str, TokenLoss] = {
     "ppo_value": lambda x, mask: losses.ppo_value_loss(x[0], x[1], x[2], mask, 0.2, COUNT),
     "ppo_value_unclipped": lambda x, mask: losses.ppo_value_loss(x[0], x[1], x[2], mask, None, COUNT),
     "entropy": lambda x, mask: losses.entropy_loss(x[0], mask, COUNT),
-    "kl": lambda x, mask: losses.kl_loss(x[0], x[1], mask, COUNT),
 }
 NAIVE: dict[str, Callable[..., float]] = {
     "sft": lambda a, b, c, mask: -sum(naive.counted(a, mask)),
@@ -34,7 +33,6 @@ NAIVE: dict[str, Callable[..., float]] = {
     "ppo_value": lambda a, b, c, mask: naive.ppo_value(a, b, c, mask, 0.2),
     "ppo_value_unclipped": lambda a, b, c, mask: naive.ppo_value(a, b, c, mask, None),
     "entropy": lambda a, b, c, mask: -sum(naive.counted(a, mask)),
-    "kl": lambda a, b, c, mask: sum((x - y) ** 2 / 2 for x, y in zip(naive.counted(a, mask), naive.counted(b, mask), strict=True)),
 }
 every_token_loss = pytest.mark.parametrize("name", TOKEN_LOSSES)
 

@@ -98,8 +98,9 @@ def test_two_processes_do_not_share_a_folder(write_recipe: WriteRecipe) -> None:
     [
         ({"model": "./nowhere"}, r"\./nowhere: no such folder; expected a model folder"),
         ({"data": "{demonstrations: absent.jsonl}", "stages": "[sft]"}, r"absent\.jsonl: cannot be read"),
-        ({"gold": "absent.py:gold"}, r"there is no file absent\.py"),
-        ({"gold": "json:gold"}, r"json:gold: .*; expected file\.py:function or module:function"),
+        ({"gold": "absent.py:gold"}, r"no file absent\.py"),
+        ({"gold": "json:gold"}, r"no function 'gold' in json; expected file\.py:function or module:function"),
+        ({"reward": "colorsys:rgb_to_hsv", "stages": "[ppo: {max_new_tokens: 6}]"}, r"takes \(r, g, b\); expected \(prompt, response\)"),
         ({"max_length": "6"}, r"stage sample: max_new_tokens is 6; expected fewer than the 6 tokens"),
     ],
 )

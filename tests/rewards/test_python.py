@@ -46,6 +46,11 @@ def test_a_function_of_all_rollouts(tmp_path: Path, result: str):
     assert not scores.requires_grad
 
 
+def test_rules_and_weighted_sums_are_rewards_of_a_file(tmp_path: Path):
+    body = "from heed.rewards import length_target, regex, weighted_sum\nscore = weighted_sum([(2, regex('th')), (1, length_target(2))])"
+    assert load_reward(written(tmp_path, body))(ROLLOUTS).tolist() == pytest.approx([2.5, 2 + 2 / 3])
+
+
 def test_a_function_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "my_rewards").mkdir()
     (tmp_path / "my_rewards" / "short.py").write_text("class Short:\n    def __call__(self, p, r): return -len(r)\nscore = Short()")

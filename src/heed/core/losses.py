@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from heed.core.kl import MAX_LOG_RATIO, k2, k3
+from heed.core.kl import MAX_LOG_RATIO, k3
 from heed.core.masking import masked_sum
 
 
@@ -128,15 +128,6 @@ def ppo_value_loss(
 def entropy_loss(entropy: Tensor, mask: Tensor, num_tokens: float | Tensor) -> Tensor:
     """The entropy bonus as a loss, `-sum_t H_t / num_tokens`; entropy and mask `[B, T]` -> scalar."""
     return -masked_sum(entropy, mask) / num_tokens
-
-
-def kl_loss(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, num_tokens: float | Tensor) -> Tensor:
-    """The KL leash as a loss, for tokens drawn from the policy: `sum_t k2_t / num_tokens`; everything `[B, T]` -> scalar.
-
-    Its expected gradient is that of the per-token KL(policy || reference), which k1 and k3 do not have; where the whole vocabulary is
-    at hand, `exact_kl` has it without noise. Schulman 2020, "Approximating KL divergence".
-    """
-    return masked_sum(k2(logprobs, ref_logprobs), mask) / num_tokens
 
 
 def dpo_loss(

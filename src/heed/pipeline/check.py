@@ -19,6 +19,7 @@ from heed.pipeline.plan import PlannedStage, Source
 from heed.pipeline.recipe import Recipe
 from heed.pipeline.sources import Record
 from heed.records import Demonstration, PreferencePair, Prompt, Ranking
+from heed.rewards.python import load_function, load_reward
 
 SAMPLE_ROWS = 256
 """Rows of a data set that are rendered for the model."""
@@ -90,17 +91,17 @@ def check(recipe: Recipe, planned: Sequence[PlannedStage]) -> Checked:
                 case "policy" | "reference":
                     Shape(source.spec)
                 case "reward" | "gold" if source.spec != sources.BUILT_IN:
-                    check_scoring(source.spec)
+                    check_scoring(kind, source.spec)
                 case "demonstrations" | "prompts" | "preferences":
                     data[kind, source.spec] = records = sources.read(kind, source.spec).records
                     render(records[:SAMPLE_ROWS], shape, recipe)
     return Checked(shape, data)
 
 
-def check_scoring(spec: str) -> None:
-    """Raise `UserError` where there is no such function, or a reward model has other than one label."""
+def check_scoring(kind: str, spec: str) -> None:
+    """Raise `UserError` where there is no such function, a `reward` cannot be called, or a reward model has other than one label."""
     if sources.names_function(spec):
-        sources.load_function(spec)
+        (load_reward if kind == "reward" else load_function)(spec)
     elif (labels := Shape(spec).config.num_labels) != 1:
         raise UserError(f"reward model {spec} has {labels} labels", expected="1")
 

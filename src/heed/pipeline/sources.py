@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
-import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from heed.models.scalar_model import ScalarModel
 from heed.records import Demonstration, PreferencePair, Prompt, Ranking, Rollout
 from heed.rewards.model import ModelReward
 from heed.rewards.protocol import Reward
+from heed.rewards.python import load_function
 
 Record = Prompt | Demonstration | PreferencePair | Ranking
 Kind = Literal["demonstrations", "prompts", "preferences"]
@@ -62,20 +61,6 @@ def names_store(spec: str) -> bool:
 def names_function(spec: str) -> bool:
     """True for `module:function` and `file.py:function`, False for a folder or id of a model."""
     return ":" in spec and not Path(spec).exists()
-
-
-def load_function(spec: str) -> Callable[..., Any]:
-    """The function that `module:function` or `file.py:function` names."""
-    place, _, name = spec.rpartition(":")
-    try:
-        found = runpy.run_path(place).get(name) if place.endswith(".py") else pkgutil.resolve_name(spec)
-    except FileNotFoundError:
-        raise UserError(f"there is no file {place}", expected="file.py:function or module:function") from None
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise UserError(f"{spec}: {error}", expected="file.py:function or module:function") from None
-    if not callable(found):
-        raise UserError(f"{place} has no function {name!r}", expected="file.py:function or module:function")
-    return found
 
 
 def load_gold(spec: str, **model_options: Any) -> Gold:

@@ -1,4 +1,4 @@
-"""A reward written by the user in Python."""
+"""Functions written by the user in Python, and rewards made of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
@@ -24,12 +25,7 @@ def load_reward(spec: str) -> Reward:
     and returns a number for each. Raises UserError where it is not found or takes neither, and, when scoring, where it
     returns anything else. What the function itself raises passes through.
     """
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
-        raise UserError(f"reward {spec!r}", expected="module:function or file.py:function")
-    function = getattr(_load_file(Path(place)) if place.endswith(".py") else _load_module(place), name, None)
-    if not callable(function):
-        raise UserError(f"no function {name!r} in {place}", expected="a function of (prompt, response) or of (rollouts)")
+    function = load_function(spec)
     takes_rollouts = _num_arguments(function, spec) == 1
 
     def reward(rollouts: Sequence[Rollout]) -> Tensor:
@@ -44,6 +40,17 @@ def load_reward(spec: str) -> Reward:
         return checked_scores([_number(score, spec) for score in scores], rollouts, spec)
 
     return reward
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """The function that `module:function` or `file.py:function` names; raises UserError where there is none."""
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise UserError(f"{spec!r} names no function", expected="module:function or file.py:function")
+    function = getattr(_load_file(Path(place)) if place.endswith(".py") else _load_module(place), name, None)
+    if not callable(function):
+        raise UserError(f"no function {name!r} in {place}", expected="file.py:function or module:function")
+    return function
 
 
 def _load_module(name: str) -> ModuleType:
