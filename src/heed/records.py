@@ -182,6 +182,11 @@ class TokenSequence:
     ids: tuple[int, ...]
     response_mask: tuple[bool, ...]
 
+    @property
+    def prompt_length(self) -> int:
+        """How many tokens stand before the first that the policy is to learn; 0 where it is to learn none."""
+        return self.response_mask.index(True) if True in self.response_mask else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heed.models import TokenBatch, collate
+from heed.models.batch import micro_batches
 from heed.records import TokenSequence
 
 tokens = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=6)
@@ -52,3 +53,23 @@ def test_to_moves_all_three() -> None:
     batch = collate([TokenSequence((1,), (True,))], 0).to("meta")
     assert isinstance(batch, TokenBatch)
     assert {batch.ids.device.type, batch.attention_mask.device.type, batch.response_mask.device.type} == {"meta"}
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    budget=st.integers(1, 300),
+    rows=st.integers(1, 5),
+)
+def test_micro_batches_are_a_partition_within_the_budget(lengths: list[int], budget: int, rows: int) -> None:
+    groups = micro_batches(lengths, budget, [rows] * len(lengths))
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or rows * len(group) * max(lengths[i] for i in group) <= budget
+
+
+@given(rows=st.lists(tokens, min_size=1, max_size=4))
+def test_a_batch_gives_back_the_sequences_that_it_was_made_of(rows: list[list[tuple[int, bool]]]) -> None:
+    sequences = [TokenSequence(tuple(i for i, _ in row), tuple(m for _, m in row)) for row in rows]
+    assert collate(sequences, 0).sequences() == sequences
+    for sequence in sequences:
+        assert not any(sequence.response_mask[: sequence.prompt_length])

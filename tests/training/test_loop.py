@@ -14,23 +14,11 @@ from torch import Tensor
 from heed.core.losses import sft_loss
 from heed.data.render import Renderer
 from heed.errors import NonFiniteLoss, UserError
-from heed.models.batch import collate
+from heed.models.batch import collate, micro_batches
 from heed.models.language_model import LanguageModel
 from heed.models.loading import load_policy
 from heed.records import Prompt
 from heed.training import loop
-
-
-@given(
-    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
-    budget=st.integers(1, 300),
-    rows=st.integers(1, 5),
-)
-def test_micro_batches_are_a_partition_within_the_budget(lengths: list[int], budget: int, rows: int) -> None:
-    groups = loop.micro_batches(lengths, budget, [rows] * len(lengths))
-    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-    for group in groups:
-        assert len(group) == 1 or rows * len(group) * max(lengths[i] for i in group) <= budget
 
 
 @given(num_items=st.integers(1, 30), batch_size=st.integers(1, 10), epochs=st.integers(1, 4), seed=st.integers(0, 5))
@@ -82,7 +70,7 @@ def trained_once(folder: Path, renderer: Renderer, max_tokens: int) -> tuple[Lan
         stats.add("loss", loss * num_tokens, batch.num_tokens)
         yield loss
 
-    loop.update(state, loop.micro_batches([len(s.ids) for s in sequences], max_tokens), losses, stats)
+    loop.update(state, micro_batches([len(s.ids) for s in sequences], max_tokens), losses, stats)
     return policy, stats.means()
 
 

@@ -17,7 +17,6 @@ from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
 from heed.rewards.protocol import Reward
 from heed.rollout.engine import Engine
-from heed.training.loop import micro_batches
 
 Gold = Callable[[Prompt, str], Mapping[str, float]]
 """The true preference: `utility`, and attributes in `[0, 1]` where they apply (`harmful` only where
@@ -163,7 +162,7 @@ def kl_to_reference(
     """
     exact, k1 = torch.zeros(len(rollouts)), torch.zeros(len(rollouts))
     sequences = [rollout.sequence() for rollout in rollouts]
-    for members in micro_batches([len(s.ids) for s in sequences], max_tokens):
+    for members in policy.micro_batches(sequences, max_tokens):
         batch = collate([sequences[i] for i in members], policy.pad_id, policy.device)
         mask = batch.response_mask
         (weight, bias), (ref_weight, ref_bias) = policy.head(), reference.head()

@@ -14,7 +14,6 @@ from heed.evaluation.policies import Gold
 from heed.models.batch import collate
 from heed.models.scalar_model import ScalarModel
 from heed.records import PreferencePair
-from heed.training.loop import micro_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ def score_pairs(model: ScalarModel, renderer: Renderer, pairs: Sequence[Preferen
     responses = dict.fromkeys((pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected))
     sequences = renderer.encode_all(responses)
     scores = torch.zeros(len(sequences))
-    for members in micro_batches([len(s.ids) for s in sequences], max_tokens):
+    for members in model.micro_batches(sequences, max_tokens):
         batch = collate([sequences[i] for i in members], model.pad_id, model.device)
         scores[members] = model.scores(batch).float().cpu()
     score_of = dict(zip(responses, scores.tolist(), strict=True))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,6 +18,15 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from heed.errors import require
+from heed.models.batch import TokenBatch
+from heed.models.sharing import SharedPrompts, share_prompts
+
+PROBE = TokenBatch(
+    ids=torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 6, 7]]),
+    attention_mask=torch.ones(2, 5, dtype=torch.bool),
+    response_mask=torch.tensor([[False, False, False, True, True]] * 2),
+)
+"""Two short responses to one prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +64,43 @@ class Backbone:
         self._layers: dict[str, LoraLayer] = {}
         self._trained: list[str] = []
         self._active: str | None = None
+
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """Last hidden states `[B, T, D]` with whatever adapter is active; a prompt that adjacent rows share is run once.
+
+        Padding is on the right and attention looks left: no token sees padding, so rows apart need no attention mask.
+        """
+        shared = share_prompts(batch, self.body.config.hidden_size) if self.shares_prompts else None
+        return self._run(batch.ids) if shared is None else self._run_shared(shared)
+
+    @cached_property
+    def shares_prompts(self) -> bool:
+        """Whether several responses to a prompt can be run beside it: for plain attention, which obeys masks and positions.
+
+        Tried on two responses: neither may see the other, to the last bit, and both must come out as they do alone.
+        """
+        config = self.body.config
+        plain = not ({*(getattr(config, "layer_types", None) or ())} - {"full_attention"} or getattr(config, "sliding_window", None))
+        known = getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+        if not (plain and known and "position_ids" in signature(self.body.forward).parameters and config.vocab_size > 10):
+            return False
+        batch = PROBE.to(next(self.body.parameters()).device)
+        changed = 4 * batch.response_mask[:1].repeat(2, 1)
+        changed[1] = 0
+        other = replace(batch, ids=batch.ids + changed)
+        with self._as_now(self._active, training=False), torch.no_grad():
+            layouts = (share_prompts(each, config.hidden_size) for each in (batch, other))
+            found, beside_other = (self._run_shared(shared) for shared in layouts if shared)
+            alone = self._run(batch.ids)
+        tolerance = max(1e-4, 8 * torch.finfo(found.dtype).eps) * alone.abs().max()
+        return torch.equal(found[1], beside_other[1]) and bool((found - alone).abs().max() <= tolerance)
+
+    def _run(self, ids: Tensor, **arguments: Tensor) -> Tensor:
+        return self.body(input_ids=ids, use_cache=False, **arguments).last_hidden_state
+
+    def _run_shared(self, shared: SharedPrompts) -> Tensor:
+        mask = shared.mask(next(self.body.parameters()).dtype)
+        return shared.unpack(self._run(shared.ids, position_ids=shared.positions, attention_mask=mask))
 
     def activate(self, adapter: str | None, *, training: bool) -> None:
         """Let this adapter alone act; None switches all of them off."""

@@ -35,8 +35,33 @@ class TokenBatch:
         positions = torch.arange(self.ids.shape[1], device=self.ids.device)
         return (positions * self.response_mask).argmax(dim=1)
 
+    def sequences(self) -> list[TokenSequence]:
+        """The rows without their padding: what `collate` was given."""
+        rows = zip(self.ids.tolist(), self.response_mask.tolist(), self.attention_mask.sum(1).tolist(), strict=True)
+        return [TokenSequence(tuple(ids[:length]), tuple(mask[:length])) for ids, mask, length in rows]
+
     def to(self, device: torch.device | str) -> TokenBatch:
         return TokenBatch(self.ids.to(device), self.attention_mask.to(device), self.response_mask.to(device))
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int, rows: Sequence[int] | None = None) -> list[list[int]]:
+    """Items in groups of similar length whose padded size is at most `max_tokens`.
+
+    `lengths[i]` is the longest sequence of item i and `rows[i]` (1 where not given) how many sequences it has. An item
+    larger than the budget by itself forms a group of its own. The longest group comes first, so that a lack of memory
+    shows at once.
+    """
+    groups: list[list[int]] = []
+    padded_rows = 0
+    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        count = rows[item] if rows else 1
+        if groups and (padded_rows + count) * lengths[groups[-1][0]] <= max_tokens:
+            groups[-1].append(item)
+            padded_rows += count
+        else:
+            groups.append([item])
+            padded_rows = count
+    return groups
 
 
 def collate(sequences: Sequence[TokenSequence], pad_id: int, device: torch.device | str = "cpu") -> TokenBatch:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from heed.models.backbone import Backbone
-from heed.models.batch import TokenBatch
+from heed.models.batch import TokenBatch, micro_batches
+from heed.models.sharing import prompt_runs, shared_rows
+from heed.records import TokenSequence
 
 
 class Role:
@@ -40,14 +43,39 @@ class Role:
         return next(self.model.parameters()).device
 
     def hidden(self, batch: TokenBatch) -> Tensor:
-        """Last hidden states after the final norm, `[B, T, D]`; those of padding mean nothing.
-
-        Padding is on the right and attention looks left: no token sees padding, so there is no attention mask to pass.
-        """
+        """Last hidden states after the final norm, `[B, T, D]`; those of padding mean nothing."""
         training = torch.is_grad_enabled() and not self.frozen
         self.backbone.activate(self.adapter, training=training)
         with torch.set_grad_enabled(training):
-            return self.backbone.body(input_ids=batch.ids, use_cache=False).last_hidden_state
+            return self.backbone.hidden(batch)
+
+    def micro_batches(self, sequences: Sequence[TokenSequence], max_tokens: int) -> list[list[int]]:
+        """Indices of sequences in groups whose size as `hidden` runs them is at most `max_tokens`, neighbours of one prompt together."""
+        if not self.shares_prompts:
+            return micro_batches([len(s.ids) for s in sequences], max_tokens)
+        packed = [
+            ([run[i] for i in members], width)
+            for prompt_length, run in prompt_runs(sequences)
+            for members, width in shared_rows(prompt_length, [len(sequences[i].ids) for i in run], self.hidden_size)
+        ]
+        groups = micro_batches([width for _, width in packed], max_tokens)
+        return [[i for row in group for i in packed[row][0]] for group in groups]
+
+    def footprint(self, sequences: Sequence[TokenSequence]) -> tuple[int, int]:
+        """Rows and width in which `hidden` runs sequences of one prompt that stand together."""
+        lengths = [len(s.ids) for s in sequences]
+        if not self.shares_prompts:
+            return len(lengths), max(lengths)
+        widths = [width for _, width in shared_rows(sequences[0].prompt_length, lengths, self.hidden_size)]
+        return len(widths), max(widths)
+
+    @property
+    def shares_prompts(self) -> bool:
+        return self.backbone.shares_prompts
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.hidden_size
 
     def weights(self) -> dict[str, nn.Parameter]:
         """The role's own weights by name: its adapter and head, or, without LoRA, all of its model."""

@@ -31,6 +31,10 @@ class ScalarModel(Role):
         return not is_decoder(self.model)
 
     @property
+    def shares_prompts(self) -> bool:
+        return not self.is_encoder and super().shares_prompts
+
+    @property
     def head(self) -> nn.Linear:
         """The linear head of a decoder, `D -> 1`, without bias."""
         return self.model.score

@@ -27,7 +27,7 @@ class ModelReward:
     renderer: Renderer | None = None
     """The reward model's own renderer, where its tokenizer is not the policy's: it reads the text anew. None scores the sampled ids."""
     max_tokens: int = 2**14
-    """Tokens in one forward, padding included; rows of about one length go together."""
+    """Tokens in one forward, padding included; rows of about one length go together, and responses to one prompt share it."""
 
     def __post_init__(self) -> None:
         require(self.max_tokens > 0, "max_tokens", self.max_tokens, "1 or above")
@@ -36,10 +36,7 @@ class ModelReward:
     def __call__(self, rollouts: Sequence[Rollout]) -> Tensor:
         sequences = self._sequences(rollouts)
         scores = torch.empty(len(rollouts))
-        waiting = sorted(range(len(rollouts)), key=lambda i: -len(sequences[i].ids))
-        while waiting:
-            size = max(1, self.max_tokens // len(sequences[waiting[0]].ids))
-            rows, waiting = waiting[:size], waiting[size:]
+        for rows in self.model.micro_batches(sequences, self.max_tokens):
             batch = collate([sequences[i] for i in rows], self.model.pad_id, self.model.device)
             scores[rows] = self.model.scores(batch).to("cpu", torch.float32)
         return checked_scores(scores, rollouts, "the reward model")

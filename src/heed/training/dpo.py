@@ -14,7 +14,7 @@ from heed.core.losses import dpo_loss
 from heed.core.masking import masked_sum
 from heed.data.render import Renderer
 from heed.errors import require
-from heed.models.batch import collate
+from heed.models.batch import collate, micro_batches
 from heed.models.language_model import LanguageModel
 from heed.records import PreferencePair, TokenSequence
 from heed.training import loop
@@ -66,8 +66,9 @@ def train_dpo(policy: LanguageModel, renderer: Renderer, pairs: Sequence[Prefere
             stats.add("rejected_logratio", (logps[:, 1] - ref[:, 1]).sum(), len(rows))
             yield loss
 
-        widths = [max(len(s.ids) for s in encoded[i]) for i in indices]
-        loop.update(state, loop.micro_batches(widths, config.max_tokens, [2] * len(indices)), losses, stats)
+        sizes = [policy.footprint(encoded[i]) for i in indices]
+        groups = micro_batches([width for _, width in sizes], config.max_tokens, [rows for rows, _ in sizes])
+        loop.update(state, groups, losses, stats)
 
     return loop.train(state, run, batches, step, show=("loss", "accuracy", "margin"))
 
@@ -88,10 +89,13 @@ def cached_reference(policy: LanguageModel, sequences: Sequence[TokenSequence], 
         tensors, metadata = load_tensors(path)
         if metadata["sequences"] == fingerprint:
             return tensors["logprobs"]
-    logprobs = torch.empty(len(sequences))
-    groups = loop.micro_batches([len(s.ids) for s in sequences], max_tokens)
+    distinct = list(dict.fromkeys(sequences))  # a response of a ranking stands in several pairs
+    found = torch.empty(len(distinct))
+    groups = policy.micro_batches(distinct, max_tokens)
     for done, members in enumerate(groups, start=1):
-        logprobs[members] = response_logprobs(policy, [sequences[i] for i in members]).float().cpu()
+        found[members] = response_logprobs(policy, [distinct[i] for i in members]).float().cpu()
         run.progress(done, len(groups), "reference")
+    place = {sequence: i for i, sequence in enumerate(distinct)}
+    logprobs = found[[place[sequence] for sequence in sequences]]
     save_atomically(path, {"logprobs": logprobs}, {"sequences": fingerprint})
     return logprobs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
@@ -27,7 +28,7 @@ from heed.training.run import Run
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyGradientConfig(loop.TrainConfig):
-    """Settings that PPO and REINFORCE share. `batch_size` counts rollouts per update."""
+    """Settings that PPO and REINFORCE share. `batch_size` counts rollouts per update: as many whole prompts as it holds, one at least."""
 
     DEFAULT_LR: ClassVar[tuple[float, float]] = (1e-6, 1e-5)
 
@@ -72,6 +73,14 @@ class PolicyGradientConfig(loop.TrainConfig):
     @property
     def rollouts_per_iteration(self) -> int:
         return self.prompts_per_iteration * self.samples_per_prompt
+
+    @property
+    def prompts_per_update(self) -> int:
+        return max(1, self.batch_size // self.samples_per_prompt)
+
+    @property
+    def num_updates(self) -> int:
+        return self.iterations * self.epochs * math.ceil(self.prompts_per_iteration / self.prompts_per_update)
 
     @property
     def sampling(self) -> Sampling:
@@ -142,7 +151,7 @@ def measure(
     old[whole.response_mask] = torch.tensor([p for r in rollouts for p in r.logprobs])
     ref, kl, values = old.clone(), torch.zeros_like(old), torch.zeros_like(old)
     needs_reference = uses_reference(config)
-    for members in loop.micro_batches([len(s.ids) for s in sequences], config.max_tokens):
+    for members in policy.micro_batches(sequences, config.max_tokens):
         batch = collate([sequences[i] for i in members], policy.pad_id, policy.device)
         place = torch.tensor(members)[:, None], torch.arange(batch.ids.shape[1])[None]
         with state.autocast():
@@ -159,14 +168,18 @@ def measure(
     return Scored(whole, scores, old, ref, kl, values)
 
 
-def minibatches(experience: Experience, iteration: int, config: PolicyGradientConfig) -> Iterator[list[Experience]]:
-    """For every update of an iteration, its micro-batches: `epochs` passes over the rollouts in shuffled order."""
-    lengths = experience.attention_mask.sum(dim=1).tolist()
+def minibatches(experience: Experience, policy: LanguageModel, iteration: int, config: PolicyGradientConfig) -> Iterator[list[Experience]]:
+    """For every update of an iteration, its micro-batches: `epochs` passes over the prompts in shuffled order.
+
+    The responses to a prompt stay together, so that they can share it.
+    """
+    sequences = tokens(experience).sequences()
+    n = config.samples_per_prompt
     # Each iteration's epochs follow on from the last one's, so that no permutation comes twice.
-    batches = loop.Batches(len(lengths), config.batch_size, (iteration + 1) * config.epochs, config.seed)
+    batches = loop.Batches(len(sequences) // n, config.prompts_per_update, (iteration + 1) * config.epochs, config.seed)
     for index in range(iteration * config.epochs * batches.per_epoch, len(batches)):
-        members = batches[index]
-        groups = loop.micro_batches([lengths[i] for i in members], config.max_tokens)
+        members = [row for prompt in batches[index] for row in range(prompt * n, (prompt + 1) * n)]
+        groups = policy.micro_batches([sequences[i] for i in members], config.max_tokens)
         yield [experience.rows(torch.tensor([members[i] for i in group])) for group in groups]
 
 
@@ -200,12 +213,13 @@ def policy_terms(
 def take_updates(
     state: loop.TrainState,
     experience: Experience,
+    policy: LanguageModel,
     config: PolicyGradientConfig,
     losses: Callable[[Experience, int, loop.Stats], Iterator[Tensor]],
 ) -> dict[str, float]:
     """All updates of one iteration; `losses` gets a micro-batch and the token count of its whole update."""
     stats = loop.Stats()
-    for minibatch in minibatches(experience, state.step, config):
+    for minibatch in minibatches(experience, policy, state.step, config):
         num_tokens = sum(int(part.response_mask.sum()) for part in minibatch)
         loop.update(state, (part.to(state.device) for part in minibatch), lambda part, stats, n=num_tokens: losses(part, n, stats), stats)
     return stats.means()
@@ -264,7 +278,7 @@ def rollout_metrics(
     mask = scored.batch.response_mask
     sample = [r.sequence() for r in rollouts[: config.kl_sample]]
     kl, entropy, num_tokens = 0.0, 0.0, 0
-    for members in loop.micro_batches([len(s.ids) for s in sample], config.max_tokens):
+    for members in policy.micro_batches(sample, config.max_tokens):
         batch = collate([sample[i] for i in members], policy.pad_id, policy.device)
         kl += float(exact_kl(policy, reference, batch, config.temperature).sum())
         _, per_token = policy.logprobs(batch, config.temperature, with_entropy=True)

@@ -228,26 +228,6 @@ class Batches(Sequence[list[int]]):
         return self._epoch[1][place * self.batch_size : (place + 1) * self.batch_size]
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int, rows: Sequence[int] | None = None) -> list[list[int]]:
-    """Items in groups of similar length whose padded size is at most `max_tokens`.
-
-    `lengths[i]` is the longest sequence of item i and `rows[i]` (1 where not given) how many sequences it has. An item
-    larger than the budget by itself forms a group of its own. The longest group comes first, so that a lack of memory
-    shows at once.
-    """
-    groups: list[list[int]] = []
-    padded_rows = 0
-    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        count = rows[item] if rows else 1
-        if groups and (padded_rows + count) * lengths[groups[-1][0]] <= max_tokens:
-            groups[-1].append(item)
-            padded_rows += count
-        else:
-            groups.append([item])
-            padded_rows = count
-    return groups
-
-
 def train(
     state: TrainState, run: Run, batches: Batches, step: Callable[[list[int], Stats], None], *, show: Sequence[str]
 ) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -72,9 +71,8 @@ def train_ppo(
     the critic, and takes clipped policy and value steps over them. Returns the last iteration's metrics.
     """
     engine = LocalEngine(policy, renderer, seed=config.seed)
-    updates_per_iteration = config.epochs * math.ceil(config.rollouts_per_iteration / config.batch_size)
     lrs = {"value": config.value_lr or 5 * config.peak_lr(policy)}
-    state = loop.TrainState.create({"policy": policy, "value": critic}, config, config.iterations * updates_per_iteration, lrs)
+    state = loop.TrainState.create({"policy": policy, "value": critic}, config, config.num_updates, lrs)
 
     def iteration(kl_coef: float) -> dict[str, float]:
         rollouts, scores = gather.sample_and_score(engine, reward, gather.draw_prompts(prompts, state.step, config), config)
@@ -87,7 +85,7 @@ def train_ppo(
         metrics = gather.rollout_metrics(rollouts, scored, rewards, policy, reference, config)
         metrics["explained_variance"] = float(explained_variance(scored.values, returns, mask))
         experience = scored.experience(advantages, returns)
-        return metrics | gather.take_updates(state, experience, config, partial(losses, kl_coef))
+        return metrics | gather.take_updates(state, experience, policy, config, partial(losses, kl_coef))
 
     def losses(kl_coef: float, batch: Experience, num_tokens: int, stats: loop.Stats) -> Iterator[Tensor]:
         """The policy's loss, then the critic's; terms whose coefficient is 0 are not computed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -60,8 +59,7 @@ def train_reinforce(
 ) -> dict[str, float]:
     """Follow `(R - b) grad log pi(y | x)`, where R is the score less the KL to the reference (Williams 1992; Ahmadian et al. 2024)."""
     engine = LocalEngine(policy, renderer, seed=config.seed)
-    updates_per_iteration = math.ceil(config.rollouts_per_iteration / config.batch_size)
-    state = loop.TrainState.create({"policy": policy}, config, config.iterations * updates_per_iteration)
+    state = loop.TrainState.create({"policy": policy}, config, config.num_updates)
     state.values["mean_return"] = None
 
     def iteration(kl_coef: float) -> dict[str, float]:
@@ -75,7 +73,7 @@ def train_reinforce(
         state.values["mean_return"] = running_mean(mean_return, float(returns.mean()), config.baseline_decay)
         metrics = gather.rollout_metrics(rollouts, scored, rewards, policy, reference, config)
         experience = scored.experience(advantages, rewards)
-        return metrics | gather.take_updates(state, experience, config, partial(losses, kl_coef))
+        return metrics | gather.take_updates(state, experience, policy, config, partial(losses, kl_coef))
 
     def losses(kl_coef: float, batch: Experience, num_tokens: int, stats: loop.Stats) -> Iterator[Tensor]:
         mask = batch.response_mask

@@ -12,7 +12,7 @@ from torch import Tensor
 from heed.core.losses import kwise_loss
 from heed.data.render import Renderer
 from heed.errors import require
-from heed.models.batch import collate
+from heed.models.batch import collate, micro_batches
 from heed.models.scalar_model import ScalarModel
 from heed.records import PreferencePair, Ranking, TokenSequence, ranked_pairs
 from heed.training import loop
@@ -43,10 +43,6 @@ class Comparisons:
     """Probability that `better` is better."""
     margins: tuple[float, ...]
     weight: float
-
-    @property
-    def width(self) -> int:
-        return max(len(s.ids) for s in self.sequences)
 
 
 def comparisons(items: Sequence[PreferencePair | Ranking], renderer: Renderer) -> list[Comparisons]:
@@ -96,8 +92,9 @@ def train_reward_model(
             stats.add("margin", (difference * decided).sum(), decided.sum())
             yield loss
 
-        sizes = [c.width for c in chosen], config.max_tokens, [len(c.sequences) for c in chosen]
-        loop.update(state, loop.micro_batches(*sizes), losses, stats)
+        sizes = [model.footprint(c.sequences) for c in chosen]
+        groups = micro_batches([width for _, width in sizes], config.max_tokens, [rows for rows, _ in sizes])
+        loop.update(state, groups, losses, stats)
 
     metrics = loop.train(state, run, batches, step, show=("loss", "accuracy"))
     center(model, [s for c in encoded for s in c.sequences][: config.max_reference_responses], config.max_tokens)
@@ -130,6 +127,6 @@ def center(model: ScalarModel, sequences: Sequence[TokenSequence], max_tokens: i
     """Shift the score so that these responses average 0 (Ouyang et al. 2022, section 3.5)."""
     model.offset = 0.0
     scores = []
-    for members in loop.micro_batches([len(s.ids) for s in sequences], max_tokens):
+    for members in model.micro_batches(sequences, max_tokens):
         scores.append(model.scores(collate([sequences[i] for i in members], model.pad_id, model.device)))
     model.offset = float(torch.cat(scores).double().mean())

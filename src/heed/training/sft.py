@@ -46,6 +46,6 @@ def train_sft(
             stats.add("loss", loss * num_tokens, batch.num_tokens)
             yield loss
 
-        loop.update(state, loop.micro_batches([len(s.ids) for s in chosen], config.max_tokens), losses, stats)
+        loop.update(state, policy.micro_batches(chosen, config.max_tokens), losses, stats)
 
     return loop.train(state, run, batches, step, show=("loss",))
