@@ -137,7 +137,7 @@ def evaluate_policy(
     sampling: Sampling,
     *,
     reward: Reward | None = None,
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     seed: int = 0,
 ) -> tuple[PolicyEvaluation, tuple[GradedResponse, ...]]:
     """Sample n responses to each prompt and measure them; `reward` gives the proxy scores.
@@ -153,7 +153,7 @@ def evaluate_policy(
 
 @torch.no_grad()
 def kl_to_reference(
-    rollouts: Sequence[Rollout], policy: LanguageModel, reference: LanguageModel, max_tokens: int = 8192
+    rollouts: Sequence[Rollout], policy: LanguageModel, reference: LanguageModel, max_tokens: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """KL divergence of each response from the reference in nats, exact per token and by k1; both `[B]`, on the CPU.
 

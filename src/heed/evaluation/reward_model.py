@@ -89,7 +89,7 @@ def evaluate_reward_model(
     *,
     gold: Gold | None = None,
     noise_ceiling: float | None = None,
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     seed: int = 0,
 ) -> RewardModelEvaluation:
     """Score held-out pairs and measure the scores."""
@@ -97,7 +97,9 @@ def evaluate_reward_model(
 
 
 @torch.no_grad()
-def score_pairs(model: ScalarModel, renderer: Renderer, pairs: Sequence[PreferencePair], max_tokens: int = 8192) -> tuple[ScoredPair, ...]:
+def score_pairs(
+    model: ScalarModel, renderer: Renderer, pairs: Sequence[PreferencePair], max_tokens: int | None = None
+) -> tuple[ScoredPair, ...]:
     """Score both responses of each pair; a response that several pairs share is scored once."""
     responses = dict.fromkeys((pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected))
     sequences = renderer.encode_all(responses)

@@ -14,6 +14,9 @@ from heed.models.batch import TokenBatch, micro_batches
 from heed.models.sharing import prompt_runs, shared_rows
 from heed.records import TokenSequence
 
+GPU_TOKENS, CPU_TOKENS = 2**13, 2**11
+"""A GPU wants large products; a CPU loses more to padding, and to activations that leave its cache."""
+
 
 class Role:
     """A model in one of its parts: a head and, on a backbone that it may share, the whole of the weights or one adapter."""
@@ -49,8 +52,13 @@ class Role:
         with torch.set_grad_enabled(training):
             return self.backbone.hidden(batch)
 
-    def micro_batches(self, sequences: Sequence[TokenSequence], max_tokens: int) -> list[list[int]]:
-        """Indices of sequences in groups whose size as `hidden` runs them is at most `max_tokens`, neighbours of one prompt together."""
+    def token_budget(self, max_tokens: int | None) -> int:
+        """Tokens in one micro-batch: as many as told or, where nothing is, as the device does best."""
+        return max_tokens or (CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS)
+
+    def micro_batches(self, sequences: Sequence[TokenSequence], max_tokens: int | None = None) -> list[list[int]]:
+        """Indices of sequences in groups that `hidden` runs within the token budget, those of one prompt that stand together in one."""
+        max_tokens = self.token_budget(max_tokens)
         if not self.shares_prompts:
             return micro_batches([len(s.ids) for s in sequences], max_tokens)
         packed = [

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from heed.models.role import CPU_TOKENS, GPU_TOKENS
 from heed.pipeline import sources
 from heed.pipeline.check import SAMPLE_ROWS, Checked, Shape, check, responses
 from heed.pipeline.plan import PlannedStage, plan
@@ -239,7 +240,8 @@ class Estimator:
         n, size = self.shape.num_parameters, 2 if self.recipe.dtype == "bfloat16" else 4
         trained = lora_parameters(self.recipe, self.shape) if self.recipe.lora else n
         weights = n * size * work.models + trained * 3 * size * work.trainable
-        tokens = getattr(each.stage.config, "max_tokens", 8192) if work.trained else 0
+        told = getattr(each.stage.config, "max_tokens", None)
+        tokens = (told or (CPU_TOKENS if self.machine.device == "cpu" else GPU_TOKENS)) if work.trained else 0
         per_token = self.shape.width * (2 if self.recipe.gradient_checkpointing else 24 * self.shape.layers) * size
         return PROCESS_GB + (weights + tokens * per_token) / 1e9
 

@@ -26,11 +26,11 @@ class ModelReward:
     model: ScalarModel
     renderer: Renderer | None = None
     """The reward model's own renderer, where its tokenizer is not the policy's: it reads the text anew. None scores the sampled ids."""
-    max_tokens: int = 2**14
-    """Tokens in one forward, padding included; rows of about one length go together, and responses to one prompt share it."""
+    max_tokens: int | None = None
+    """Tokens in one forward, padding included; none takes what the device does best."""
 
     def __post_init__(self) -> None:
-        require(self.max_tokens > 0, "max_tokens", self.max_tokens, "1 or above")
+        require(self.max_tokens is None or self.max_tokens > 0, "max_tokens", self.max_tokens, "1 or above, or none")
 
     @torch.no_grad()
     def __call__(self, rollouts: Sequence[Rollout]) -> Tensor:

@@ -67,7 +67,7 @@ def train_dpo(policy: LanguageModel, renderer: Renderer, pairs: Sequence[Prefere
             yield loss
 
         sizes = [policy.footprint(encoded[i]) for i in indices]
-        groups = micro_batches([width for _, width in sizes], config.max_tokens, [rows for rows, _ in sizes])
+        groups = micro_batches([width for _, width in sizes], policy.token_budget(config.max_tokens), [rows for rows, _ in sizes])
         loop.update(state, groups, losses, stats)
 
     return loop.train(state, run, batches, step, show=("loss", "accuracy", "margin"))
@@ -81,7 +81,7 @@ def response_logprobs(policy: LanguageModel, sequences: Sequence[TokenSequence])
 
 
 @torch.no_grad()
-def cached_reference(policy: LanguageModel, sequences: Sequence[TokenSequence], max_tokens: int, run: Run) -> Tensor:
+def cached_reference(policy: LanguageModel, sequences: Sequence[TokenSequence], max_tokens: int | None, run: Run) -> Tensor:
     """Response log-probabilities under the policy before training, `[B]`, from the cache where it holds these sequences."""
     path = run.folder / "reference.safetensors"
     fingerprint = hashlib.sha256(repr([(s.ids, s.response_mask) for s in sequences]).encode()).hexdigest()

@@ -93,7 +93,7 @@ def train_reward_model(
             yield loss
 
         sizes = [model.footprint(c.sequences) for c in chosen]
-        groups = micro_batches([width for _, width in sizes], config.max_tokens, [rows for rows, _ in sizes])
+        groups = micro_batches([width for _, width in sizes], model.token_budget(config.max_tokens), [rows for rows, _ in sizes])
         loop.update(state, groups, losses, stats)
 
     metrics = loop.train(state, run, batches, step, show=("loss", "accuracy"))
@@ -123,7 +123,7 @@ def flat_pairs(group: Sequence[Comparisons], device: torch.device) -> dict[str, 
 
 
 @torch.no_grad()
-def center(model: ScalarModel, sequences: Sequence[TokenSequence], max_tokens: int) -> None:
+def center(model: ScalarModel, sequences: Sequence[TokenSequence], max_tokens: int | None) -> None:
     """Shift the score so that these responses average 0 (Ouyang et al. 2022, section 3.5)."""
     model.offset = 0.0
     scores = []
