@@ -167,12 +167,27 @@ class Sampling:
     """Keep the k likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of tokens with this much probability; 1 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens with at least this share of the likeliest token's probability; 0 keeps all."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens that prompt or response hold, and multiplies the negative ones; 1 changes nothing."""
+    stop: tuple[str, ...] = ()
+    """A response ends as soon as its text holds one of these."""
+    seed: int | None = None
+    """Ties the tokens to the request alone: the same prompt and seed are answered alike in every call; None: the engine's own stream."""
+    top_logprobs: int = 0
+    """How many of the likeliest tokens are reported with their log-probabilities at each place."""
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens, "a number of tokens above 0")
         require(self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or above")
         require(self.top_k >= 0, "top_k", self.top_k, "0 (all tokens) or above")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "a share above 0 and at most 1")
+        require(0 <= self.min_p <= 1, "min_p", self.min_p, "a share from 0 (all tokens) to 1")
+        require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "a factor above 0; 1 changes nothing")
+        require(not isinstance(self.stop, str) and all(self.stop), "stop", self.stop, "a tuple of texts, none of them empty")
+        require(self.seed is None or 0 <= self.seed < 2**64, "seed", self.seed, "from 0 to 2**64 - 1, or None")
+        require(self.top_logprobs >= 0, "top_logprobs", self.top_logprobs, "0 (none) or above")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +212,14 @@ class Rollout:
     response_ids: tuple[int, ...]
     """The sampled tokens, with the end-of-sequence token where one was sampled."""
     logprobs: tuple[float, ...]
-    """Log-probability of each sampled token under the policy that sampled it, at the sampling temperature."""
+    """Log-probability of each sampled token in the distribution it was drawn from: the policy as `Sampling` bends it."""
     text: str
-    """The response as text, without special tokens."""
+    """The response as text, without special tokens, and up to the stop string that ended it."""
     finish_reason: FinishReason
     weight_version: int = 0
     """How many updates the policy had seen."""
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """For each sampled token, where asked for: the ids and log-probabilities of the likeliest, likeliest first, none of probability 0."""
 
     def sequence(self) -> TokenSequence:
         """The rollout as a training sequence: exactly the tokens that were sampled."""

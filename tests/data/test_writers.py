@@ -33,6 +33,7 @@ RECORDS = st.one_of(
         st.text(st.characters(exclude_categories=["Cs"])),
         st.sampled_from(["stop", "length"]),
         st.integers(0, 3),
+        st.just(()) | st.tuples(st.tuples(st.tuples(st.integers(0, 9), st.floats(-9, 0)), st.tuples(st.integers(0, 9), st.floats(-9, 0)))),
     ),
 )
 
@@ -48,6 +49,7 @@ def test_records_round_trip(record: Any) -> None:
 def test_rows_hold_only_what_is_unusual() -> None:
     assert to_row(PreferencePair(Prompt("a"), "b", "c")) == {"prompt": "a", "chosen": "b", "rejected": "c"}
     assert to_row(Ranking(Prompt("a"), ("b", "c"), (1, 1), 0.5)) == {"prompt": "a", "responses": ["b", "c"], "ranks": [1, 1], "weight": 0.5}
+    assert "top_logprobs" not in to_row(Rollout(Prompt("a"), (1,), (2,), (-0.5,), "b", "stop"))
     with pytest.raises(ValueError, match="the fields answer"):
         from_row({"answer": "a"})
 

@@ -84,9 +84,9 @@ def policy(make_policy: Callable[..., LanguageModel]) -> LanguageModel:
 
 @pytest.fixture
 def make_engine() -> Callable[..., LocalEngine]:
-    def make(policy: LanguageModel, seed: int = 0, max_rows: int | None = None) -> LocalEngine:
+    def make(policy: LanguageModel, seed: int = 0, max_rows: int | None = None, cache_bytes: int | None = None) -> LocalEngine:
         renderer = Renderer(policy.tokenizer, eos_ids=policy.eos_ids, max_length=64, max_prompt_length=63)
-        return LocalEngine(policy, renderer, seed=seed, max_rows=max_rows)
+        return LocalEngine(policy, renderer, seed=seed, max_rows=max_rows, cache_bytes=cache_bytes)
 
     return make
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from heed.models.language_model import LanguageModel
 from heed.models.loading import load_policy
 from heed.records import Prompt, Rollout, Sampling, TokenSequence
 from heed.rollout import decoding
-from heed.rollout.local import LocalEngine, text_pieces
+from heed.rollout.local import LocalEngine
 
 MakePolicy = Callable[..., LanguageModel]
 MakeEngine = Callable[..., LocalEngine]
@@ -28,7 +27,7 @@ def tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
     return [rollout.response_ids for rollout in rollouts]
 
 
-def hf_greedy(policy: LanguageModel, prompt_ids: tuple[int, ...], max_new_tokens: int) -> tuple[int, ...]:
+def hf_greedy(policy: LanguageModel, prompt_ids: tuple[int, ...], max_new_tokens: int, **changes: Any) -> tuple[int, ...]:
     ids = policy.hf.generate(
         torch.tensor([prompt_ids]),
         attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long),
@@ -36,6 +35,7 @@ def hf_greedy(policy: LanguageModel, prompt_ids: tuple[int, ...], max_new_tokens
         max_new_tokens=max_new_tokens,
         eos_token_id=list(policy.eos_ids),
         pad_token_id=policy.pad_id,
+        **changes,
     )
     return tuple(ids[0, len(prompt_ids) :].tolist())
 
@@ -238,17 +238,3 @@ def test_a_stream_is_the_response_in_pieces(policy: LanguageModel, make_engine: 
     pieces = list(make_engine(policy).stream(prompts[0], Sampling(15)))
     assert "".join(pieces) == rollout.text
     assert len(pieces) > 10
-
-
-def test_a_stream_never_splits_a_character() -> None:
-    raw = "naïve 日本 🙂!".encode()
-
-    def decode(ids: Any) -> str:
-        return bytes(ids).decode(errors="replace")
-
-    pieces = list(text_pieces(raw, decode))
-    assert pieces == list("naïve 日本 🙂!")
-    assert all(a != "\ufffd" for a in pieces)
-    cut = list(text_pieces(raw[:-2], decode))
-    assert "".join(cut) == decode(raw[:-2])
-    assert [len(a) for a, _ in pairwise(cut)] == [1] * (len(cut) - 1)

@@ -1,14 +1,18 @@
-"""Inverse-CDF sampling and truncation against plain loops."""
+"""Inverse-CDF sampling and what bends the distribution, against plain loops."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heed.errors import UserError
 from heed.records import Sampling
-from heed.rollout.sampling import inverse_cdf, row_uniforms, sample, truncate
+from heed.rollout.sampling import inverse_cdf, request_uniforms, row_uniforms, sample, truncate
 
 LAST_UNIFORM = 1 - 2**-53
 
@@ -22,15 +26,21 @@ def naive_inverse_cdf(probabilities: list[float], uniform: float) -> int:
     raise AssertionError("the total was never reached")
 
 
-def naive_truncate(probabilities: list[float], top_k: int, top_p: float) -> list[float]:
+def naive_distribution(logits: list[float], sampling: Sampling, history: set[int]) -> list[float]:
+    """What a token is drawn from, one rule after the other, in plain Python."""
+    z = list(logits)
+    for t in history:
+        z[t] = z[t] * sampling.repetition_penalty if z[t] < 0 else z[t] / sampling.repetition_penalty
+    weights = [math.exp((x - max(z)) / sampling.temperature) for x in z]
+    order = sorted(range(len(weights)), key=lambda t: -weights[t])[: sampling.top_k or None]
+    total = sum(weights[t] for t in order)
     kept: list[int] = []
-    order = sorted(range(len(probabilities)), key=lambda t: -probabilities[t])[: top_k or None]
-    total = sum(probabilities[t] for t in order)
     for token in order:
-        if sum(probabilities[t] for t in kept) / total < top_p:
+        if sum(weights[t] for t in kept) / total < sampling.top_p:
             kept.append(token)
-    mass = sum(probabilities[t] for t in kept)
-    return [p / mass if t in kept else 0.0 for t, p in enumerate(probabilities)]
+    kept = [t for t in kept if weights[t] >= sampling.min_p * weights[order[0]]]
+    mass = sum(weights[t] for t in kept)
+    return [w / mass if t in kept else 0.0 for t, w in enumerate(weights)]
 
 
 @settings(deadline=None, max_examples=60)
@@ -54,23 +64,64 @@ def test_only_possible_tokens_are_drawn_at_the_edges() -> None:
             assert tokens.tolist() == [0, size - 1, size // 2]
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (1, 1.0), (5, 1.0), (500, 1.0), (0, 0.5), (0, 1e-9), (7, 0.8)])
-def test_truncation_keeps_what_a_loop_keeps(top_k: int, top_p: float) -> None:
-    probabilities = (3 * torch.randn(4, 30, generator=torch.Generator().manual_seed(1))).softmax(-1)
-    expected = [naive_truncate(row, top_k, top_p) for row in probabilities.tolist()]
-    torch.testing.assert_close(truncate(probabilities, top_k, top_p), torch.tensor(expected), atol=1e-6, rtol=0)
+@given(
+    st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.5, 1.0, 2.0]),
+        top_k=st.sampled_from([0, 1, 5, 500]),
+        top_p=st.sampled_from([1.0, 0.8, 0.5, 1e-9]),
+        min_p=st.sampled_from([0.0, 0.03, 0.3, 1.0]),
+        repetition_penalty=st.sampled_from([1.0, 1.3, 3.0, 0.5]),
+    ),
+    st.integers(0, 10**6),
+)
+def test_a_token_is_drawn_from_what_a_loop_keeps(sampling: Sampling, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(4, 30, generator=generator)
+    seen = torch.rand(4, 30, generator=generator) < 0.3
+    uniforms = torch.rand(4, generator=generator, dtype=torch.float64)
+    tokens, logprobs, probabilities = sample(logits, uniforms, sampling, seen)
+    histories = [set(row.nonzero()[:, 0].tolist()) for row in seen]
+    rows = zip(logits.double().tolist(), histories, strict=True)
+    expected = torch.tensor([naive_distribution(row, sampling, history) for row, history in rows])
+    torch.testing.assert_close(probabilities, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(logprobs, expected[torch.arange(4), tokens].log(), atol=1e-5, rtol=0)
 
 
-def test_the_logprob_is_that_of_the_distribution_drawn_from() -> None:
+def test_the_exact_policy_is_the_softmax_and_nothing_else() -> None:
     logits = 2 * torch.randn(6, 40, generator=torch.Generator().manual_seed(2))
-    uniforms = torch.rand(6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    for sampling in (Sampling(temperature=0.5), Sampling(top_k=3), Sampling(temperature=2.0, top_p=0.6)):
-        tokens, logprobs = sample(logits, uniforms, sampling)
-        probabilities = (logits / sampling.temperature).softmax(-1).tolist()
-        kept = [naive_truncate(row, sampling.top_k, sampling.top_p)[t] for row, t in zip(probabilities, tokens.tolist(), strict=True)]
-        torch.testing.assert_close(logprobs, torch.tensor(kept).log(), atol=1e-5, rtol=0)
-    tokens, logprobs = sample(logits, uniforms, Sampling(temperature=0))
-    torch.testing.assert_close(logprobs, logits.log_softmax(-1).max(-1).values)
+    probabilities = logits.softmax(-1)
+    assert torch.equal(sample(logits, torch.full((6,), 0.5), Sampling())[2], probabilities)
+    assert truncate(probabilities, Sampling()) is probabilities
+
+
+def test_greedy_takes_the_likeliest_after_the_penalty() -> None:
+    logits = torch.tensor([[2.0, 1.9, -1.0], [-0.1, -0.11, -3.0]])
+    seen = torch.tensor([[True, False, False], [True, False, False]])
+    sampling = Sampling(temperature=0, repetition_penalty=1.5)
+    tokens, logprobs, _ = sample(logits, torch.zeros(2), sampling, seen)
+    assert tokens.tolist() == [1, 1]
+    expected = torch.tensor([[2.0 / 1.5, 1.9, -1.0], [-0.1 * 1.5, -0.11, -3.0]]).log_softmax(-1)[:, 1]
+    torch.testing.assert_close(logprobs, expected)
+
+
+def test_a_request_draws_the_same_numbers_wherever_it_is() -> None:
+    prompts = [(1, 5, 6), (1, 5), (1, 5, 6), (7,)]
+    numbers = request_uniforms(3, prompts, 2, 5)
+    assert torch.equal(numbers[:2], numbers[4:6])
+    assert torch.equal(request_uniforms(3, prompts[1:2], 4, 9)[:2, :5], numbers[2:4])
+    assert len(numbers[[0, 1, 2, 3, 6, 7]].unique()) == 30
+    others = torch.cat([request_uniforms(4, prompts, 2, 5), row_uniforms(3, 0, 8, 5)])
+    assert not set(numbers.flatten().tolist()) & set(others.flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("min_p", -0.1), ("min_p", 1.5), ("repetition_penalty", 0.0), ("stop", "."), ("stop", ("",)), ("seed", -1), ("top_logprobs", -1)],
+)
+def test_what_makes_no_sense_is_refused(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=field):
+        replace(Sampling(), **{field: value})
 
 
 def test_a_row_keeps_its_numbers_whatever_is_asked_for_beside_it() -> None:

@@ -14,7 +14,7 @@ from heed.data.formats import ANY, PROMPT, Record, layout_of, parse
 from heed.errors import UserError
 from heed.records import Demonstration, PreferencePair, Prompt, Ranking, Rollout
 
-_ROLLOUT_FIELDS = tuple(f.name for f in fields_of(Rollout) if f.name not in ("prompt", "text"))
+_ROLLOUT_FIELDS = tuple(f.name for f in fields_of(Rollout) if f.name not in ("prompt", "text", "top_logprobs"))
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Record | Rollout | Mapping[str, Any]]) -> int:
@@ -49,7 +49,8 @@ def to_row(record: Record | Rollout) -> dict[str, Any]:
         return {**_prompt(record.prompt), "chosen": record.chosen, "rejected": record.rejected, **_unusual(record)}
     if isinstance(record, Ranking):
         return {**_prompt(record.prompt), "responses": list(record.responses), "ranks": list(record.ranks), **_unusual(record)}
-    return {**_prompt(record.prompt), "response": record.text, **{name: getattr(record, name) for name in _ROLLOUT_FIELDS}}
+    row = {**_prompt(record.prompt), "response": record.text, **{name: getattr(record, name) for name in _ROLLOUT_FIELDS}}
+    return row | {"top_logprobs": record.top_logprobs} if record.top_logprobs else row
 
 
 def from_row(row: Mapping[str, Any]) -> Record | Rollout:
@@ -59,7 +60,8 @@ def from_row(row: Mapping[str, Any]) -> Record | Rollout:
     prompt = parse(row, PROMPT)
     assert isinstance(prompt, Prompt)
     values: dict[str, Any] = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in _ROLLOUT_FIELDS}
-    return Rollout(prompt=prompt, text=row["response"], **values)
+    top = tuple(tuple((int(token), float(logprob)) for token, logprob in place) for place in row.get("top_logprobs", ()))
+    return Rollout(prompt=prompt, text=row["response"], top_logprobs=top, **values)
 
 
 def _prompt(prompt: Prompt) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +19,33 @@ from heed.models.language_model import LanguageModel
 from heed.records import Sampling
 from heed.rollout.cache import SlotCache
 from heed.rollout.sampling import sample
+from heed.rollout.shared import sharing
+from heed.rollout.text import StopStrings
 
-PREFILL_TOKENS = 2**12
-"""Prompt tokens, padding included, that one forward reads."""
+PREFILL_TOKENS = 2**10
+"""Prompt tokens, padding included, that one forward reads: short prompts together, a longer one in chunks of as many."""
+
+
+@dataclass(slots=True)
+class Reading:
+    """Prompts that are read side by side, with the rows that each of them is for; the first is the longest."""
+
+    prompts: list[tuple[int, ...]]
+    rows: list[range]
+    start: int = 0
+    """Columns read so far."""
+
+    @property
+    def num_rows(self) -> int:
+        return sum(map(len, self.rows))
 
 
 class Decoding:
-    """The rows of one call: waiting, in flight (the first `num_live` slots), or finished.
+    """The rows of one call: waiting, being read, in flight (the first `num_live` slots), or finished.
 
     `num_samples` rows answer each prompt; row r is sample `r % num_samples` of prompt `r // num_samples`. A row's tokens follow from its
     prompt and its line of `uniforms [rows, tokens]`, whatever shares the batch with it, up to the rounding of matrix products.
+    Results are per row: `ids` (-1 where none), `logprobs`, and where asked for `top_ids`, `top_logprobs` `[rows, tokens, k]`.
     """
 
     def __init__(
@@ -35,12 +56,13 @@ class Decoding:
         limits: Sequence[int],
         uniforms: Tensor,
         sampling: Sampling,
-        max_rows: int,
+        cache: SlotCache,
+        stop: StopStrings | None = None,
     ) -> None:
-        """`limits` holds the tokens each prompt's responses may have; at most `max_rows` rows are in flight at a time."""
-        self.policy, self.sampling = policy, sampling
+        """`limits` holds the tokens each prompt's responses may have; the cache has room for them."""
+        self.policy, self.sampling, self.cache, self.stop = policy, sampling, cache, stop
         device = policy.device
-        self.num_slots = min(max_rows, len(prompts) * num_samples)
+        self.num_slots = cache.rows.num_slots
         self.num_live = 0
         # Long prompts first: rows of about one length pad each other little, and share the width of the attention.
         self.waiting = deque(
@@ -48,84 +70,120 @@ class Decoding:
             for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
             for row in range(i * num_samples, (i + 1) * num_samples, self.num_slots)
         )
-        capacity = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
-        self.cache = SlotCache(self.num_slots, capacity)
-        self.width = 0  # columns of the cache that rows in flight have filled
-        self.columns = torch.arange(capacity, device=device)
+        self.reading: deque[Reading] = deque()
+        self.read_last = False
         self.eos = torch.tensor(policy.eos_ids, dtype=torch.long, device=device)
         # per row
         self.limits = torch.tensor(limits, device=device).repeat_interleave(num_samples)
         self.uniforms = uniforms.to(device)
         self.ids = torch.full(uniforms.shape, -1, device=device)
         self.logprobs = torch.zeros(uniforms.shape, device=device)
+        num_top = min(sampling.top_logprobs, policy.head()[0].shape[0])
+        self.top_ids = torch.zeros(*uniforms.shape, num_top, dtype=torch.long, device=device)
+        self.top_logprobs = torch.zeros(*uniforms.shape, num_top, device=device)
         # per slot: the row in it, its newest token, that token's position, and how many tokens it has sampled
         self.slots = torch.zeros(4, self.num_slots, dtype=torch.long, device=device)
         self.row, self.token, self.position, self.step = self.slots
         self.finished = torch.zeros(self.num_slots, dtype=torch.bool, device=device)
+        penalised = sampling.repetition_penalty != 1
+        self.seen = torch.zeros(self.num_slots, len(policy.head()[0]), dtype=torch.bool, device=device) if penalised else None
 
     @torch.inference_mode()
     def advance(self) -> bool:
-        """Sample the next token of the rows in flight, or the first of rows that enter; False once every row has finished."""
-        if not self._admit():
+        """One forward: the next token of every row in flight, or a chunk of prompts that enter; False once every row has finished."""
+        self._admit()
+        # Rows in flight wait for one chunk at a time, unless they are few.
+        if self.reading and not (self.read_last and 2 * self.num_live >= self.num_slots):
+            self.read_last = True
+            self._read()
+        else:
+            self.read_last = False
             self._decode()
         self._evict()
-        if self.num_live or self.waiting:
+        if self.num_live or self.waiting or self.reading:
             return True
         if not self.logprobs.isfinite().all():
             raise UserError("the policy's probabilities are not finite", fix="lower the learning rate, or use fp32")
         return False
 
-    def _admit(self) -> bool:
+    def top(self, row: int, length: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+        """The likeliest tokens at each place of a row, with their log-probabilities; () where none were asked for."""
+        if not self.top_ids.shape[-1]:
+            return ()
+        places = zip(self.top_ids[row, :length].tolist(), self.top_logprobs[row, :length].tolist(), strict=True)
+        return tuple(tuple((i, p) for i, p in zip(*place, strict=True) if p > -math.inf) for place in places)
+
+    def _admit(self) -> None:
         """Let waiting rows in once a quarter of the slots is free: a forward over few prompts costs as much as one over many."""
-        free = self.num_slots - self.num_live
-        if 4 * free < self.num_slots:
-            return False
+        free = self.num_slots - self.num_live - sum(reading.num_rows for reading in self.reading)
+        if not self.waiting or 4 * free < self.num_slots:
+            return
         entering = []
-        while self.waiting and len(self.waiting[0][1]) <= free:
+        num_free = len(self.cache.free_prompts()) - sum(len(reading.prompts) for reading in self.reading)
+        while self.waiting and len(self.waiting[0][1]) <= free and len(entering) < num_free:
             entering.append(self.waiting.popleft())
             free -= len(entering[-1][1])
         rest = iter(entering)
         for prompt, rows in rest:
-            self._prefill([(prompt, rows), *islice(rest, max(1, PREFILL_TOKENS // len(prompt)) - 1)])
-        return len(entering) > 0
+            group = [(prompt, rows), *islice(rest, max(1, PREFILL_TOKENS // len(prompt)) - 1)]
+            self.reading.append(Reading([prompt for prompt, _ in group], [rows for _, rows in group]))
 
-    def _prefill(self, entering: Sequence[tuple[tuple[int, ...], range]]) -> None:
-        """Read each prompt once, copy it to the slots of its rows, and sample their first tokens."""
-        device = self.policy.device
-        lengths = torch.tensor([len(prompt) for prompt, _ in entering], device=device)
-        longest = len(entering[0][0])
-        ids = torch.tensor([prompt + (0,) * (longest - len(prompt)) for prompt, _ in entering], device=device)
-        source = torch.tensor([i for i, (_, rows) in enumerate(entering) for _ in rows], device=device)
+    def _read(self) -> None:
+        """Read the next chunk of prompts in the last slots, which are free; after the last chunk their rows are in flight."""
+        reading, device = self.reading[0], self.policy.device
+        longest, start = len(reading.prompts[0]), reading.start
+        end = min(longest, start + PREFILL_TOKENS)
+        ids = torch.tensor([(prompt + (0,) * (longest - len(prompt)))[start:end] for prompt in reading.prompts], device=device)
+        mask = self.cache.read(len(ids), start, end)
+        # Padding lies right of every real token, so causal attention hides it; from column 0 on it needs no mask.
+        hidden = self._hidden(ids, torch.arange(start, end, device=device)[None], torch.ones_like(ids) if mask is None else mask)
+        reading.start = end
+        if end == longest:
+            self._enter(self.reading.popleft(), hidden, start)
+
+    def _enter(self, reading: Reading, hidden: Tensor, start: int) -> None:
+        """Copy each prompt to the slots of its rows and sample their first tokens; `hidden [prompts, T, D]` from column `start` on."""
+        device, num_prompts = self.policy.device, len(reading.prompts)
+        lengths = torch.tensor([len(prompt) for prompt in reading.prompts], device=device)
+        source = torch.tensor([i for i, rows in enumerate(reading.rows) for _ in rows], device=device)
         slots = slice(self.num_live, self.num_live + len(source))
-        self.row[slots] = torch.tensor([row for _, rows in entering for row in rows], device=device)
+        self.num_live = slots.stop
+        self.cache.enter(source, lengths, len(reading.prompts[0]))
+        self.row[slots] = torch.tensor([row for rows in reading.rows for row in rows], device=device)
         self.position[slots] = lengths[source] - 1
         self.step[slots] = 0
-        self.num_live += len(source)
-        self.width = max(self.width, longest)
-        self.cache.take_prompts(slots.start, source)
-        # The padding lies right of every real token: causal attention hides it without a mask.
-        hidden = self._hidden(ids, self.columns[None, :longest], torch.ones_like(ids))
-        self._draw(self._logits(hidden[torch.arange(len(ids), device=device), lengths - 1])[source], slots)
+        if self.seen is not None:
+            self.seen[slots] = False
+            for i, prompt in enumerate(reading.prompts):
+                self.seen[slots][:, list(prompt)] |= (source == i)[:, None]
+        last = hidden[torch.arange(num_prompts, device=device), lengths - 1 - start]
+        self._draw(self._logits(last)[source], slots)
 
     def _decode(self) -> None:
         """Read the newest token of every row in flight and sample the next one."""
         live = slice(self.num_live)
         position = self.position[live]
-        self.width += 1
-        self.cache.take_tokens(position, self.width)
-        mask = torch.zeros(self.num_live, self.width, dtype=self.policy.head()[0].dtype, device=position.device)
-        mask.masked_fill_(self.columns[: self.width] > position[:, None], -torch.inf)
-        hidden = self._hidden(self.token[live, None], position[:, None], mask[:, None, None])
+        mask = self.cache.decode(position, self.step[live])
+        hidden = self._hidden(self.token[live, None], position[:, None], mask, **self.cache.options)
         self._draw(self._logits(hidden[:, 0]), live)
 
     def _draw(self, logits: Tensor, slots: slice) -> None:
         row, step = self.row[slots], self.step[slots]
-        token, logprobs = sample(logits, self.uniforms[row, step], self.sampling)
+        token, logprobs, probabilities = sample(
+            logits, self.uniforms[row, step], self.sampling, None if self.seen is None else self.seen[slots]
+        )
         self.ids[row, step], self.logprobs[row, step] = token, logprobs
+        if num_top := self.top_ids.shape[-1]:
+            top = probabilities.topk(num_top)
+            self.top_ids[row, step], self.top_logprobs[row, step] = top.indices, top.values.log()
+        if self.seen is not None:
+            self.seen[slots].scatter_(1, token[:, None], True)
         self.token[slots] = token
         self.position[slots] += 1
         self.step[slots] += 1
         self.finished[slots] = torch.isin(token, self.eos) | (self.step[slots] == self.limits[row])
+        if self.stop is not None:
+            self.finished[slots] |= torch.tensor(self.stop.ended(row.tolist(), token.tolist()), device=token.device)
 
     def _evict(self) -> None:
         """Free the slots of finished rows and close the gaps with the last rows in flight, so that the batch shrinks."""
@@ -135,15 +193,18 @@ class Decoding:
             return
         gaps = finished[:num_live].nonzero()[:, 0]
         movers = num_live + (~finished[num_live:]).nonzero()[:, 0]
-        self.cache.move(movers, gaps, self.width)
         self.slots[:, gaps] = self.slots[:, movers]
+        if self.seen is not None:
+            self.seen[gaps] = self.seen[movers]
         finished.zero_()
         self.num_live = num_live
-        self.width = int(self.position[:num_live].max()) if num_live else 0
+        self.cache.evict(gaps, movers, self.position[:num_live], self.step[:num_live])
 
-    def _hidden(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    def _hidden(self, ids: Tensor, positions: Tensor, mask: Tensor, **options: Any) -> Tensor:
         body = self.policy.hf.base_model
-        return body(ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True).last_hidden_state
+        with sharing(body.config) if options else nullcontext():
+            output = body(ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, **options)
+        return output.last_hidden_state
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, *self.policy.head())

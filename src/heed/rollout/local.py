@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
-from itertools import count
+from typing import Any
+
+import torch
 
 from heed.data.render import Renderer
 from heed.errors import UserError, require
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
+from heed.rollout.cache import SlotCache
 from heed.rollout.decoding import Decoding
-from heed.rollout.sampling import row_uniforms
+from heed.rollout.sampling import request_uniforms, row_uniforms
+from heed.rollout.shared import SharedCache, can_share
+from heed.rollout.text import StopStrings, find_stop, pieces_until_stop, text_pieces, until_stop
 
-TOKENS_IN_FLIGHT = 2**16
-"""Tokens that the key/value cache has room for, unless `max_rows` says otherwise."""
+TOKENS_IN_FLIGHT = 2**15
+"""Tokens that the key/value cache has room for, unless one row needs more: larger batches take memory and are no faster."""
 
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size", "local": "window_size"}
 """Kinds of attention that see the last tokens only, and what configurations call how many."""
@@ -23,18 +29,23 @@ WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attentio
 class LocalEngine:
     """Samples the exact policy with a key/value cache of its own; an `Engine`.
 
-    A prompt is read once and shared by its samples; rows leave the batch as they end and waiting ones take their place. In flight are at
-    most `max_rows` rows of prompt + response tokens each (default: as many as fit 65,536 tokens), which bounds the cache at
-    `2 * layers * rows * length * heads * dim` numbers. Every row draws from its own random stream, made of the seed, the number of
-    calls before, and its place in the call: the same seed gives the same tokens, however the rows are batched.
+    A prompt is read once and kept once for its samples; rows leave the batch as they end and waiting ones take their place. A token of
+    prompt or response takes `cache_bytes_per_token`; in flight are as many rows as fit into `cache_bytes` (default: a quarter of the
+    device's memory) and into 32,768 tokens, at most `max_rows`. Every row draws from its own random stream, made of the seed, the number
+    of calls before, and its place in the call, or of the request alone where `Sampling.seed` is given: the same seed gives the same
+    tokens, however the rows are batched.
     """
 
-    def __init__(self, policy: LanguageModel, renderer: Renderer, *, seed: int, max_rows: int | None = None) -> None:
+    def __init__(
+        self, policy: LanguageModel, renderer: Renderer, *, seed: int, max_rows: int | None = None, cache_bytes: int | None = None
+    ) -> None:
         require(seed >= 0, "seed", seed, "0 or above")
         require(max_rows is None or max_rows > 0, "max_rows", max_rows, "1 or above")
+        require(cache_bytes is None or cache_bytes > 0, "cache_bytes", cache_bytes, "1 or above")
         _check_attention(policy)
         self.policy, self.renderer = policy, renderer
         self.seed, self.max_rows = seed, max_rows
+        self.cache_bytes = _device_memory(policy.device) // 4 if cache_bytes is None else cache_bytes
         self.num_calls = 0
 
     def state(self) -> dict[str, int]:
@@ -48,8 +59,9 @@ class LocalEngine:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, n: int = 1) -> list[Rollout]:
         """Sample `n` responses to each prompt; those of one prompt are adjacent, prompts in the order given.
 
-        A response ends with an end-of-sequence token, which it holds, or at `max_new_tokens` or the end of the model's context with
-        finish reason `length`. Raises UserError for a prompt that leaves no room in the context.
+        A response ends with an end-of-sequence token, which it holds, with the token that completes a stop string, or at
+        `max_new_tokens` or the end of the model's context with finish reason `length`. Raises UserError for a prompt that leaves no room
+        in the context, or that with its response does not fit into the cache.
         """
         require(n > 0, "n", n, "1 or above")
         if not prompts:
@@ -58,20 +70,47 @@ class LocalEngine:
         decoding = self._start(prompt_ids, sampling, n)
         while decoding.advance():
             pass
-        responses = zip(decoding.ids.tolist(), decoding.logprobs.tolist(), strict=True)
-        return [self._rollout(prompts[i // n], prompt_ids[i // n], ids, logprobs) for i, (ids, logprobs) in enumerate(responses)]
+        rows = enumerate(zip(decoding.ids.tolist(), decoding.logprobs.tolist(), strict=True))
+        return [self._rollout(prompts[row // n], prompt_ids[row // n], decoding, row, *drawn) for row, drawn in rows]
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
         """Sample one response piece by piece, as text that never splits a character; raises as `generate` does."""
         decoding = self._start(self.renderer.encode_prompts([prompt]), sampling, 1)
-        return text_pieces(_tokens(decoding), self.renderer.decode)
+        return pieces_until_stop(text_pieces(_tokens(decoding), self.renderer.decode), sampling.stop)
 
     def _start(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, n: int) -> Decoding:
         limits = [min(sampling.max_new_tokens, self._room(ids)) for ids in prompts]
-        longest = max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True))
-        uniforms = row_uniforms(self.seed, self.num_calls, len(prompts) * n, max(limits))
-        self.num_calls += 1
-        return Decoding(self.policy, prompts, n, limits, uniforms, sampling, self.max_rows or max(1, TOKENS_IN_FLIGHT // longest))
+        cache = self._cache(prompts, limits, n)
+        if sampling.seed is None:
+            uniforms = row_uniforms(self.seed, self.num_calls, len(prompts) * n, max(limits))
+            self.num_calls += 1
+        else:
+            uniforms = request_uniforms(sampling.seed, prompts, n, max(limits))
+        stop = StopStrings(sampling.stop, self.renderer.decode) if sampling.stop else None
+        return Decoding(self.policy, prompts, n, limits, uniforms, sampling, cache, stop)
+
+    def _cache(self, prompts: Sequence[tuple[int, ...]], limits: Sequence[int], n: int) -> SlotCache:
+        """A cache for as many rows as may be in flight, whose prompts stand apart where several rows share them."""
+        prompt, response = max(map(len, prompts)), max(limits)
+        shared = n > 1 and can_share(self.policy)
+        length = prompt + response if shared else max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True))
+        token_bytes = cache_bytes_per_token(self.policy)
+        if length * token_bytes > self.cache_bytes:
+            raise UserError(
+                f"prompt and response of {length} tokens need {length * token_bytes:,} bytes of key/value cache",
+                expected=f"at most the {self.cache_bytes:,} of cache_bytes",
+                fix="raise cache_bytes, or lower max_new_tokens or max_prompt_length",
+            )
+        tokens = self.cache_bytes // token_bytes
+        if self.max_rows is None:
+            tokens = min(tokens, max(length, TOKENS_IN_FLIGHT))
+        max_rows = min(len(prompts) * n, self.max_rows or tokens)
+        if not shared:
+            return SlotCache(self.policy, min(max_rows, tokens // length), length)
+        # As many prompts again as the rows make up: the next ones enter while the last rows of the ones before are in flight.
+        groups = tokens // (n * response + 2 * prompt)
+        rows = min(max_rows, groups * n or min(n, (tokens - prompt) // response))
+        return SharedCache(self.policy, rows, min(len(prompts), max(1, 2 * min(groups, -(-rows // n)))), prompt, response)
 
     def _room(self, prompt: tuple[int, ...]) -> int:
         """How many tokens may follow a prompt."""
@@ -84,26 +123,47 @@ class LocalEngine:
             )
         return context - len(prompt)
 
-    def _rollout(self, prompt: Prompt, prompt_ids: tuple[int, ...], ids: list[int], logprobs: list[float]) -> Rollout:
-        length = ids.index(-1) if -1 in ids else len(ids)
+    def _rollout(
+        self, prompt: Prompt, prompt_ids: tuple[int, ...], decoding: Decoding, row: int, ids: list[int], logprobs: list[float]
+    ) -> Rollout:
+        length, stop = ids.index(-1) if -1 in ids else len(ids), decoding.sampling.stop
+        ids = ids[:length]
+        text = self.renderer.decode(ids)
         return Rollout(
             prompt=prompt,
             prompt_ids=prompt_ids,
-            response_ids=tuple(ids[:length]),
+            response_ids=tuple(ids),
             logprobs=tuple(logprobs[:length]),
-            text=self.renderer.decode(ids[:length]),
-            finish_reason="stop" if ids[length - 1] in self.policy.eos_ids else "length",
+            text=until_stop(text, stop),
+            finish_reason="stop" if ids[-1] in self.policy.eos_ids or find_stop(text, stop) >= 0 else "length",
             weight_version=self.policy.version,
+            top_logprobs=decoding.top(row, length),
         )
 
 
 def _tokens(decoding: Decoding) -> Iterator[int]:
     """The tokens of a decoding's only row as they are sampled."""
-    for i in count():
+    num_shown, going = 0, True
+    while going:
         going = decoding.advance()
-        yield int(decoding.ids[0, i])
-        if not going:
-            return
+        if (token := int(decoding.ids[0, num_shown])) >= 0:  # none where a chunk of the prompt was read
+            yield token
+            num_shown += 1
+
+
+def cache_bytes_per_token(policy: LanguageModel) -> int:
+    """`2 * layers * heads * dim * bytes`: the keys and values of one token."""
+    config: Any = policy.hf.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * dim * policy.head()[0].element_size()
+
+
+def _device_memory(device: torch.device) -> int:
+    """All the memory of a device, in bytes; not what happens to be free, on which no result may depend."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _check_attention(policy: LanguageModel) -> None:
@@ -120,18 +180,3 @@ def _context_length(policy: LanguageModel) -> int:
     """Tokens that a prompt and its response may have together: the model's context, or its attention window where that is shorter."""
     windows = (getattr(policy.hf.config, name, None) for name in WINDOWS.values())
     return min([policy.context_length, *(window for window in windows if window)])
-
-
-def text_pieces(tokens: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
-    """Text as its tokens arrive, holding back a character until its last byte is there; the pieces join to `decode(tokens)`."""
-    ids: list[int] = []
-    shown = text = ""
-    for token in tokens:
-        ids.append(token)
-        text = decode(ids)
-        whole = text.rstrip("\ufffd")
-        if whole.startswith(shown) and len(whole) > len(shown):
-            yield whole[len(shown) :]
-            shown = whole
-    if len(text) > len(shown):
-        yield text[len(shown) :]

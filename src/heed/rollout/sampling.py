@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from hashlib import blake2b
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,40 +26,66 @@ def row_uniforms(seed: int, call: int, num_rows: int, num_tokens: int) -> Tensor
     return torch.from_numpy(np.stack([stream.random(num_tokens) for stream in streams]))
 
 
-def sample(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Draw one token per row, with its log-probability in nats.
+def request_uniforms(seed: int, prompts: Sequence[tuple[int, ...]], num_samples: int, num_tokens: int) -> Tensor:
+    """The uniforms of requests with a seed of their own, `[prompts * samples, tokens]` in fp64.
 
-    logits `[R, V]`, uniforms `[R]` -> tokens `[R]`, logprobs `[R]` in fp32. The log-probability is that of the distribution the token
-    was drawn from: the policy at `temperature`, truncated and renormalised where `top_k` or `top_p` ask for it. Greedy decoding
-    (temperature 0) has no such distribution and reports the policy's at temperature 1.
+    Sample i of a prompt reads Philox(key = (seed, digest of the prompt's ids), counter = (0, i, 0, 1)): equal requests draw equal
+    numbers, whatever else is in the call, and none of them those of `row_uniforms`.
+    """
+    keys = [(seed, int.from_bytes(blake2b(np.array(ids, dtype="<i8").tobytes(), digest_size=8).digest())) for ids in prompts]
+    streams = (
+        np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64), counter=[0, sample, 0, 1]))
+        for key in keys
+        for sample in range(num_samples)
+    )
+    return torch.from_numpy(np.stack([stream.random(num_tokens) for stream in streams]))
+
+
+def sample(logits: Tensor, uniforms: Tensor, sampling: Sampling, seen: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one token per row: tokens `[R]`, their log-probabilities in nats `[R]`, and the distributions drawn from `[R, V]`, in fp32.
+
+    logits `[R, V]`, uniforms `[R]`, seen `[R, V]` True where prompt or response hold the token (read for a repetition penalty only). The
+    distribution is the policy's, penalised, at `temperature`, truncated and renormalised. Greedy decoding (temperature 0) draws from
+    none; it takes the likeliest token and reports the penalised policy's distribution at temperature 1.
     """
     logits = logits.float()
+    if sampling.repetition_penalty != 1:
+        assert seen is not None, "a repetition penalty needs the tokens seen"
+        logits = torch.where(seen, penalised(logits, sampling.repetition_penalty), logits)
     if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
     probabilities = logits.softmax(-1)
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
     else:
-        probabilities = truncate(probabilities, sampling.top_k, sampling.top_p)
+        probabilities = truncate(probabilities, sampling)
         tokens = inverse_cdf(probabilities, uniforms)
-    return tokens, probabilities.gather(-1, tokens[:, None])[:, 0].log()
+    return tokens, probabilities.gather(-1, tokens[:, None])[:, 0].log(), probabilities
 
 
-def truncate(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Keep the `top_k` likeliest tokens, then of those the smallest set with probability `top_p`, and renormalise; `[R, V]`.
+def penalised(logits: Tensor, penalty: float) -> Tensor:
+    """`z / penalty` where z > 0 and `z * penalty` elsewhere: less likely where the penalty is above 1. Source: Keskar et al. 2019, 4.1."""
+    return torch.where(logits > 0, logits / penalty, logits * penalty)
 
-    Tokens that tie with the k-th stay. 0 and 1 leave the distribution as it is. Source: Holtzman et al. 2020, section 3.1.
+
+def truncate(probabilities: Tensor, sampling: Sampling) -> Tensor:
+    """Leave out what `top_k`, `top_p` and `min_p` leave out, in this order, and renormalise; `[R, V]`.
+
+    The k likeliest tokens stay (with those that tie with the k-th), then of those the smallest set with probability `top_p`, then of
+    those the tokens with `min_p` times the likeliest one's probability. Source: Holtzman et al. 2020, 3.1; Nguyen et al. 2024, 3 (min-p).
     """
-    if 0 < top_k < probabilities.shape[-1]:
-        threshold = probabilities.topk(top_k).values[:, -1:]
+    whole = probabilities
+    if 0 < sampling.top_k < probabilities.shape[-1]:
+        threshold = probabilities.topk(sampling.top_k).values[:, -1:]
         probabilities = probabilities.masked_fill(probabilities < threshold, 0)
-        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-    if top_p < 1:
+    if sampling.top_p < 1:
         ordered, order = probabilities.sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered
-        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(before >= top_p, 0))
-        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-    return probabilities
+        cumulative = ordered.cumsum(-1)
+        kept = ordered.masked_fill(cumulative - ordered >= sampling.top_p * cumulative[:, -1:], 0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, order, kept)
+    if sampling.min_p > 0:
+        probabilities = probabilities.masked_fill(probabilities < sampling.min_p * probabilities.amax(-1, keepdim=True), 0)
+    return whole if probabilities is whole else probabilities / probabilities.sum(-1, keepdim=True)
 
 
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:

@@ -1,0 +1,134 @@
+"""Samples of one prompt that share its keys and values: stored once, and read once for all of them at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from heed.models.language_model import LanguageModel
+from heed.rollout.cache import Buffers, SlotCache
+
+NAME = "heed_shared_prompts"
+"""Of the attention below, to transformers."""
+
+
+class SharedCache(SlotCache):
+    """Slots for prompts, and slots for the responses of rows in flight, each of which knows its prompt's slot."""
+
+    def __init__(self, policy: LanguageModel, num_slots: int, num_prompts: int, prompt_length: int, response_length: int) -> None:
+        super().__init__(policy, num_slots, max(prompt_length, response_length))
+        self.rows, self.prompts = Buffers(num_slots, response_length), Buffers(num_prompts, prompt_length)
+        self.options = {"shared": self}
+        self.home = torch.zeros(num_slots, dtype=torch.long, device=self.device)  # per row: the slot of its prompt
+        self.reading = self.home[:0]  # slots of the prompts that are being read
+        self.place = self.home[:0]  # per row in flight: which of its prompt's rows it is
+        self.most = 0  # rows of one prompt
+        self.lengths = torch.zeros(num_prompts, dtype=torch.long, device=self.device)
+        self.layer = self.num_homes = self.prompt_width = 0
+
+    def free_prompts(self) -> list[int]:
+        taken = set(self.home[: self.num_live].tolist())
+        return [slot for slot in range(self.prompts.num_slots) if slot not in taken]
+
+    def read(self, num_prompts: int, start: int, end: int) -> Tensor | None:
+        if not start:
+            self.reading = torch.tensor(self.free_prompts()[:num_prompts], device=self.device)
+        self.where = self.reading, slice(start, end)
+        return self._causal(self.columns[start:end], end)[None, None] if start else None
+
+    def enter(self, prompt: Tensor, lengths: Tensor, width: int) -> None:
+        first, self.num_live = self.num_live, self.num_live + len(prompt)
+        self.home[first : self.num_live] = self.where[0][prompt]
+        self.lengths[self.where[0]] = lengths
+        self._group()
+
+    def decode(self, position: Tensor, step: Tensor) -> Tensor:
+        self.width += 1
+        self.where = torch.arange(self.num_live, device=self.device), step - 1
+        prompts = self._causal(self.lengths[self.home[: self.num_live]] - 1, self.prompt_width)
+        return torch.cat([prompts, self._causal(step - 1, self.width)], dim=1)[:, None, None]
+
+    def evict(self, gaps: Tensor, movers: Tensor, position: Tensor, step: Tensor) -> None:
+        self.rows.copy(movers, gaps, self.width)
+        self.home[gaps] = self.home[movers]
+        self.num_live = len(step)
+        self.width = int(step.max()) - 1 if self.num_live else 0
+        self._group()
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.layer, (slots, columns) = layer_idx, self.where
+        if isinstance(columns, slice):
+            self.prompts.put(layer_idx, slots, columns, key_states, value_states)
+            if not columns.start:
+                return key_states, value_states
+            return self.prompts.keys[layer_idx][slots, :, : columns.stop], self.prompts.values[layer_idx][slots, :, : columns.stop]
+        self.rows.put(layer_idx, slots, columns, key_states, value_states)
+        live = slice(self.num_live), slice(None), slice(self.width)
+        return self.rows.keys[layer_idx][live], self.rows.values[layer_idx][live]
+
+    def _group(self) -> None:
+        """Number the rows of each prompt."""
+        home = self.home[: self.num_live]
+        order = home.argsort(stable=True)
+        counts = home.bincount(minlength=self.prompts.num_slots)
+        self.place = torch.empty_like(home)
+        self.place[order] = torch.arange(self.num_live, device=self.device) - (counts.cumsum(0) - counts)[home[order]]
+        self.most = int(counts.max())
+        self.num_homes = int(home.max()) + 1 if self.num_live else 0
+        self.prompt_width = int(self.lengths[home].max()) if self.num_live else 0
+
+
+def shared_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, shared: SharedCache, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attention of one token per row to its prompt and to its own response: `[rows, heads, 1, dim]` -> `[rows, 1, heads, dim]`.
+
+    One softmax over both; the products with a prompt are taken for all of its rows at once. Heads that share keys are adjacent.
+    Source: Juravsky et al. 2024, Hydragen, section 3 (there with two softmaxes and their log-sum-exps).
+    """
+    assert kwargs.get("position_bias") is None, "positions are in the queries and keys"
+    rows, kv_heads, width, dim = key.shape
+    slots, length = shared.num_homes, shared.prompt_width
+    prompt_keys = shared.prompts.keys[shared.layer][:slots, :, :length].flatten(0, 1)
+    prompt_values = shared.prompts.values[shared.layer][:slots, :, :length].flatten(0, 1)
+    member = shared.home[:rows], slice(None), shared.place
+    queries = query.view(rows, kv_heads, -1, dim) * scaling
+    group = queries.shape[2]
+
+    def together(x: Tensor) -> Tensor:
+        grid = x.new_empty(slots, kv_heads, shared.most, group, x.shape[-1])
+        grid[member] = x
+        return grid.view(slots * kv_heads, shared.most * group, -1)
+
+    def apart(x: Tensor) -> Tensor:
+        return x.view(slots, kv_heads, shared.most, group, -1)[member]
+
+    to_prompt = apart(torch.bmm(together(queries), prompt_keys.transpose(1, 2)))
+    to_response = torch.bmm(queries.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).view(rows, kv_heads, group, width)
+    weights = torch.cat([to_prompt, to_response], dim=-1).add_(attention_mask).softmax(-1, dtype=torch.float32).to(query.dtype)
+    of_response = torch.bmm(weights[..., length:].flatten(0, 1), value.flatten(0, 1)).view(queries.shape)
+    return (apart(torch.bmm(together(weights[..., :length]), prompt_values)) + of_response).view(rows, 1, -1, dim), None
+
+
+def can_share(policy: LanguageModel) -> bool:
+    """Whether the model lets its attention be replaced, and has it at transformers' default."""
+    body = policy.hf.base_model
+    return bool(getattr(body, "_supports_attention_backend", False)) and body.config._attn_implementation == "sdpa"
+
+
+@contextmanager
+def sharing(config: Any) -> Iterator[None]:
+    """Within, models of this configuration take `shared_attention` for theirs."""
+    before, config._attn_implementation = config._attn_implementation, NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+AttentionInterface.register(NAME, shared_attention)
