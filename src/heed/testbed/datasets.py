@@ -13,7 +13,7 @@ from heed.testbed.world import KINDS, SMALL_TALK, TASKS, Kind
 
 CORPUS_MANNERS = Manners(good=0.5, polite=0.4, rude=0.4)
 DEMONSTRATOR_MANNERS = Manners(good=0.65, polite=0.5, rude=0.2)
-NUM_CONVERSATIONS = 60_000
+NUM_CONVERSATIONS = 150_000
 NUM_DEMONSTRATIONS = 1_200
 HELD_OUT_PER_KIND = 60
 
