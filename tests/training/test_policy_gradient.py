@@ -121,6 +121,26 @@ def test_roles_on_one_lora_backbone_learn_and_leave_the_base_alone(tiny_folder: 
         assert torch.equal(base[name], reference[key]), name
 
 
+def test_engine_and_trainer_agree_in_fp32_so_either_may_be_started_from(tiny_folder: Path, tmp_path: Path) -> None:
+    found = {}
+    for source in ("engine", "trainer"):
+        config = PPOConfig(**fast(iterations=3), batch_size=12, old_logprobs=source, precision="fp32")
+        ppo(tiny_folder, tmp_path / source, config)
+        found[source] = rows(tmp_path / source)
+        assert all(0 <= row["logprob_gap"] < 1e-4 for row in found[source])
+    assert found["engine"] != found["trainer"], "rounding at least should tell them apart"
+    assert found["engine"][-1]["score"] == pytest.approx(found["trainer"][-1]["score"], abs=0.05)
+
+
+def test_under_bf16_the_gap_is_told_and_the_ratio_still_starts_at_one(tiny_folder: Path, tmp_path: Path) -> None:
+    for source in ("auto", "engine"):
+        config = PPOConfig(**fast(iterations=1), batch_size=24, epochs=1, old_logprobs=source, precision="bf16")
+        ppo(tiny_folder, tmp_path / source, config)
+        (row,) = rows(tmp_path / source)
+        assert row["logprob_gap"] > 1e-3
+        assert (row["update_kl"] < 1e-7) == (source == "auto")
+
+
 @pytest.mark.parametrize("estimator", ["k2", "exact"])
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=8)], ids=["full", "lora"])
 def test_a_kl_in_the_loss_holds_the_policy_near_the_reference(

@@ -55,7 +55,10 @@ class PolicyGradientConfig(loop.TrainConfig):
     missing_eos_penalty: float = 1.0
     """Taken from the score of a response that did not end by itself."""
     kl_sample: int = 32
-    """Rollouts per iteration on which the exact KL and the entropy are measured."""
+    """Rollouts per iteration on which the exact KL, the entropy and the log-probability gap are measured."""
+    old_logprobs: Literal["auto", "engine", "trainer"] = "auto"
+    """Whose log-probabilities the ratio starts from: the engine's, which cost nothing; the trainer's, for one more pass; `auto` takes the
+    engine's in fp32, where the two are equal but for rounding, and the trainer's under bf16."""
     checkpoint_every: int = 10
     """Iterations between checkpoints."""
 
@@ -142,8 +145,7 @@ def measure(
 ) -> Scored:
     """Reference log-probabilities, KL and values of every sampled token, in micro-batches of similar length.
 
-    The engine's own log-probabilities serve as `old_logprobs` in fp32, where they equal the trainer's; under bf16 they
-    do not, and are computed again the way the update will see them.
+    The engine's own log-probabilities serve as `old_logprobs`, or are computed again the way the update will see them.
     """
     sequences = [r.sequence() for r in rollouts]
     whole = collate(sequences, policy.pad_id, torch.device("cpu"))
@@ -151,13 +153,14 @@ def measure(
     old[whole.response_mask] = torch.tensor([p for r in rollouts for p in r.logprobs])
     ref, kl, values = old.clone(), torch.zeros_like(old), torch.zeros_like(old)
     needs_reference = uses_reference(config)
+    recompute = config.old_logprobs == "trainer" or (config.old_logprobs == "auto" and state.use_bf16)
     for members in policy.micro_batches(sequences, config.max_tokens):
         batch = collate([sequences[i] for i in members], policy.pad_id, policy.device)
         place = torch.tensor(members)[:, None], torch.arange(batch.ids.shape[1])[None]
         with state.autocast():
             if needs_reference:
                 ref[place] = reference.logprobs(batch, config.temperature)[0].float().cpu()
-            if state.use_bf16:
+            if recompute:
                 old[place] = policy.logprobs(batch, config.temperature)[0].float().cpu()
             if critic is not None:
                 values[place] = critic.values(batch).float().cpu()
@@ -267,6 +270,7 @@ def exact_kl(policy: LanguageModel, reference: LanguageModel, batch: TokenBatch,
 
 @torch.no_grad()
 def rollout_metrics(
+    state: loop.TrainState,
     rollouts: Sequence[Rollout],
     scored: Scored,
     rewards: Tensor,
@@ -274,15 +278,19 @@ def rollout_metrics(
     reference: LanguageModel,
     config: PolicyGradientConfig,
 ) -> dict[str, float]:
-    """What an iteration reports of its rollouts: means over responses, except the entropy, which is per token."""
+    """What an iteration reports of its rollouts: means over responses, but the entropy per token, and of the log-probability gap,
+    by which engine and trainer differ on a token, the largest."""
     mask = scored.batch.response_mask
     sample = [r.sequence() for r in rollouts[: config.kl_sample]]
-    kl, entropy, num_tokens = 0.0, 0.0, 0
+    kl, entropy, num_tokens, gap = 0.0, 0.0, 0, 0.0
     for members in policy.micro_batches(sample, config.max_tokens):
         batch = collate([sample[i] for i in members], policy.pad_id, policy.device)
         kl += float(exact_kl(policy, reference, batch, config.temperature).sum())
-        _, per_token = policy.logprobs(batch, config.temperature, with_entropy=True)
+        with state.autocast():
+            logprobs, per_token = policy.logprobs(batch, config.temperature, with_entropy=True)
         assert per_token is not None
+        of_engine = torch.tensor([p for i in members for p in rollouts[i].logprobs], device=logprobs.device)
+        gap = max(gap, float((logprobs[batch.response_mask] - of_engine).abs().max()))
         entropy += float(per_token.sum())
         num_tokens += int(batch.num_tokens)
     k1 = masked_sum(scored.old_logprobs - scored.ref_logprobs, mask, dim=1).mean()
@@ -292,6 +300,7 @@ def rollout_metrics(
         **({"kl": float(k1)} if uses_reference(config) else {}),
         "kl_exact": kl / len(sample),
         "entropy": entropy / num_tokens,
+        "logprob_gap": gap,
         "response_length": float(mask.sum(dim=1).float().mean()),
         "eos_rate": sum(r.finish_reason == "stop" for r in rollouts) / len(rollouts),
     }
