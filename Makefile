@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test check lint bench clean
+.PHONY: demo test check lint peers bench clean
 
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "heed needs Python 3.11 or newer, found " + sys.version.split()[0]'
@@ -26,9 +26,24 @@ lint: $(VENV)/.installed
 
 check: lint test
 
-bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/quality_testbed.py
+# The peers that heed is measured against, in virtual environments of their own; TRL 1.12 is the last with PPO.
+peers: benchmarks/.venv-peers/.installed benchmarks/.venv-ppo/.installed
+
+benchmarks/.venv-peers/.installed: TRL := 1.16
+benchmarks/.venv-ppo/.installed: TRL := 1.12
+benchmarks/.venv-%/.installed: pyproject.toml
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet 'torch>=2.9,<2.14' 'trl==$(TRL).*' matplotlib --editable .
+	@touch $@
+
+bench: $(VENV)/.installed peers
+	for name in rollout reward_model dpo groups ppo; do $(BIN)/python benchmarks/bench_$$name.py || exit 1; done
+	for name in rollout reward_model dpo groups; do $(BIN)/python benchmarks/bench_$$name.py --shape 30m --repetitions 2 --steps 2 || exit 1; done
+	for name in reward_model dpo; do $(BIN)/python benchmarks/bench_$$name.py --shape gpt2 --repetitions 2 --steps 1 || exit 1; done
+	$(BIN)/python benchmarks/bench_sweeps.py
+	benchmarks/.venv-peers/bin/python benchmarks/table.py
+	$(BIN)/python benchmarks/quality_testbed.py --algorithms reinforce dpo
 	$(BIN)/python benchmarks/quality_real_inputs.py
 
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) benchmarks/.venv-peers benchmarks/.venv-ppo runs build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -278,19 +278,29 @@ def rollout_metrics(
     reference: LanguageModel,
     config: PolicyGradientConfig,
 ) -> dict[str, float]:
-    """What an iteration reports of its rollouts: means over responses, but the entropy per token, and of the log-probability gap,
-    by which engine and trainer differ on a token, the largest."""
+    """What an iteration reports of its rollouts: means over responses, but the entropy per token.
+
+    `logprob_gap` is the largest difference between what the engine and the trainer say of a sampled token.
+    """
     mask = scored.batch.response_mask
     sample = [r.sequence() for r in rollouts[: config.kl_sample]]
     kl, entropy, num_tokens, gap = 0.0, 0.0, 0, 0.0
     for members in policy.micro_batches(sample, config.max_tokens):
         batch = collate([sample[i] for i in members], policy.pad_id, policy.device)
-        kl += float(exact_kl(policy, reference, batch, config.temperature).sum())
         with state.autocast():
-            logprobs, per_token = policy.logprobs(batch, config.temperature, with_entropy=True)
+            ref_hidden, (ref_weight, ref_bias) = reference.hidden(batch), reference.head()
+            hidden, (weight, bias) = policy.hidden(batch), policy.head()
+            counted, temperature = batch.response_mask, config.temperature
+            logprobs, per_token = sequence_logprobs(
+                hidden, weight, batch.ids, counted, bias=bias, temperature=temperature, with_entropy=True
+            )
+            divergence = sequence_exact_kl(
+                hidden, weight, ref_hidden, ref_weight, counted, bias=bias, ref_bias=ref_bias, temperature=temperature
+            )
         assert per_token is not None
+        kl += float(divergence.sum())
         of_engine = torch.tensor([p for i in members for p in rollouts[i].logprobs], device=logprobs.device)
-        gap = max(gap, float((logprobs[batch.response_mask] - of_engine).abs().max()))
+        gap = max(gap, float((logprobs[counted] - of_engine).abs().max()))
         entropy += float(per_token.sum())
         num_tokens += int(batch.num_tokens)
     k1 = masked_sum(scored.old_logprobs - scored.ref_logprobs, mask, dim=1).mean()
