@@ -54,8 +54,8 @@ class PolicyGradientConfig(loop.TrainConfig):
     """Rollouts over which the adaptive controller acts."""
     missing_eos_penalty: float = 1.0
     """Taken from the score of a response that did not end by itself."""
-    kl_sample: int = 32
-    """Rollouts per iteration on which the exact KL, the entropy and the log-probability gap are measured."""
+    kl_sample: int | None = None
+    """Rollouts per iteration on which exact KL, entropy and log-probability gap are measured; none takes a quarter of them, 32 at most."""
     old_logprobs: Literal["auto", "engine", "trainer"] = "auto"
     """Whose log-probabilities the ratio starts from: the engine's, which cost nothing; the trainer's, for one more pass; `auto` takes the
     engine's in fp32, where the two are equal but for rounding, and the trainer's under bf16."""
@@ -64,8 +64,9 @@ class PolicyGradientConfig(loop.TrainConfig):
 
     def __post_init__(self) -> None:
         loop.TrainConfig.__post_init__(self)
-        for name in ("iterations", "prompts_per_iteration", "samples_per_prompt", "max_new_tokens", "kl_horizon", "kl_sample"):
+        for name in ("iterations", "prompts_per_iteration", "samples_per_prompt", "max_new_tokens", "kl_horizon"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a whole number above 0")
+        require(self.kl_sample is None or self.kl_sample > 0, "kl_sample", self.kl_sample, "a whole number above 0, or none")
         require(self.temperature > 0, "temperature", self.temperature, "a number above 0: a greedy policy has no gradient")
         require(self.kl_coef >= 0, "kl_coef", self.kl_coef, "0 or above")
         require(self.kl_target is None or self.kl_target > 0, "kl_target", self.kl_target, "nats above 0, or none")
@@ -283,7 +284,9 @@ def rollout_metrics(
     `logprob_gap` is the largest difference between what the engine and the trainer say of a sampled token.
     """
     mask = scored.batch.response_mask
-    sample = [r.sequence() for r in rollouts[: config.kl_sample]]
+    wanted = config.kl_sample or min(32, math.ceil(len(rollouts) / 4))
+    chosen = rollouts[:: math.ceil(len(rollouts) / wanted)]
+    sample = [r.sequence() for r in chosen]
     kl, entropy, num_tokens, gap = 0.0, 0.0, 0, 0.0
     for members in policy.micro_batches(sample, config.max_tokens):
         batch = collate([sample[i] for i in members], policy.pad_id, policy.device)
@@ -299,7 +302,7 @@ def rollout_metrics(
             )
         assert per_token is not None
         kl += float(divergence.sum())
-        of_engine = torch.tensor([p for i in members for p in rollouts[i].logprobs], device=logprobs.device)
+        of_engine = torch.tensor([p for i in members for p in chosen[i].logprobs], device=logprobs.device)
         gap = max(gap, float((logprobs[counted] - of_engine).abs().max()))
         entropy += float(per_token.sum())
         num_tokens += int(batch.num_tokens)
