@@ -19,7 +19,7 @@ from heed.rollout.sampling import request_uniforms, row_uniforms
 from heed.rollout.shared import SharedCache, can_share
 from heed.rollout.text import StopStrings, find_stop, pieces_until_stop, text_pieces, until_stop
 
-TOKENS_IN_FLIGHT = 2**15
+TOKENS_IN_FLIGHT = 2**16
 """Tokens that the key/value cache has room for, unless one row needs more: larger batches take memory and are no faster."""
 
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size", "local": "window_size"}
@@ -31,7 +31,7 @@ class LocalEngine:
 
     A prompt is read once and kept once for its samples; rows leave the batch as they end and waiting ones take their place. A token of
     prompt or response takes `cache_bytes_per_token`; in flight are as many rows as fit into `cache_bytes` (default: a quarter of the
-    device's memory) and into 32,768 tokens, at most `max_rows`. Every row draws from its own random stream, made of the seed, the number
+    device's memory) and into 65,536 tokens, at most `max_rows`. Every row draws from its own random stream, made of the seed, the number
     of calls before, and its place in the call, or of the request alone where `Sampling.seed` is given: the same seed gives the same
     tokens, however the rows are batched.
     """
