@@ -70,8 +70,12 @@ class Backbone:
 
         Padding is on the right and attention looks left: no token sees padding, so rows apart need no attention mask.
         """
-        shared = share_prompts(batch, self.body.config.hidden_size) if self.shares_prompts else None
+        shared = share_prompts(batch, self.hidden_size) if self.shares_prompts else None
         return self._run(batch.ids) if shared is None else self._run_shared(shared)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.body.config.hidden_size
 
     @cached_property
     def shares_prompts(self) -> bool:
@@ -89,7 +93,7 @@ class Backbone:
         changed[1] = 0
         other = replace(batch, ids=batch.ids + changed)
         with self._as_now(self._active, training=False), torch.no_grad():
-            layouts = (share_prompts(each, config.hidden_size) for each in (batch, other))
+            layouts = (share_prompts(each, self.hidden_size) for each in (batch, other))
             found, beside_other = (self._run_shared(shared) for shared in layouts if shared)
             alone = self._run(batch.ids)
         tolerance = max(1e-4, 8 * torch.finfo(found.dtype).eps) * alone.abs().max()

@@ -64,7 +64,7 @@ class Role:
         packed = [
             ([run[i] for i in members], width)
             for prompt_length, run in prompt_runs(sequences)
-            for members, width in shared_rows(prompt_length, [len(sequences[i].ids) for i in run], self.hidden_size)
+            for members, width in shared_rows(prompt_length, [len(sequences[i].ids) for i in run], self.backbone.hidden_size)
         ]
         groups = micro_batches([width for _, width in packed], max_tokens)
         return [[i for row in group for i in packed[row][0]] for group in groups]
@@ -74,16 +74,12 @@ class Role:
         lengths = [len(s.ids) for s in sequences]
         if not self.shares_prompts:
             return len(lengths), max(lengths)
-        widths = [width for _, width in shared_rows(sequences[0].prompt_length, lengths, self.hidden_size)]
+        widths = [width for _, width in shared_rows(sequences[0].prompt_length, lengths, self.backbone.hidden_size)]
         return len(widths), max(widths)
 
     @property
     def shares_prompts(self) -> bool:
         return self.backbone.shares_prompts
-
-    @property
-    def hidden_size(self) -> int:
-        return self.model.config.hidden_size
 
     def weights(self) -> dict[str, nn.Parameter]:
         """The role's own weights by name: its adapter and head, or, without LoRA, all of its model."""

@@ -20,7 +20,7 @@ from heed.rollout.shared import SharedCache, can_share
 from heed.rollout.text import StopStrings, find_stop, pieces_until_stop, text_pieces, until_stop
 
 TOKENS_IN_FLIGHT = 2**16
-"""Tokens that the key/value cache has room for, unless one row needs more: larger batches take memory and are no faster."""
+"""Tokens that the key/value cache has room for, unless one row needs more: half as many took half the memory and 15 % more time."""
 
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size", "local": "window_size"}
 """Kinds of attention that see the last tokens only, and what configurations call how many."""
