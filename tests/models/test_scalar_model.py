@@ -11,7 +11,17 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from heed.errors import UserError
-from heed.models import LoRAConfig, ScalarModel, TokenBatch, collate, critic_from, load_policy, load_reward_model, new_scalar_model
+from heed.models import (
+    LoRAConfig,
+    ScalarModel,
+    TokenBatch,
+    collate,
+    critic_from,
+    load_policy,
+    load_reward_model,
+    new_scalar_model,
+    value_head,
+)
 from heed.records import TokenSequence
 
 LORA = LoRAConfig(rank=4, alpha=8)
@@ -217,6 +227,32 @@ def test_critic_starts_as_the_reward_model_and_trains_apart_from_it(
     assert all(parameter.grad is not None for name, parameter in critic.trainable().items() if "lm_head" not in name)
     assert not torch.allclose(critic.values(batch)[batch.response_mask], values[batch.response_mask])
     torch.testing.assert_close(reward.scores(batch).detach(), scores, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_a_value_head_owns_its_head_alone_and_its_gradient_reaches_the_policy(
+    make_folder: Callable[..., Path], batch: TokenBatch, lora: LoRAConfig | None
+) -> None:
+    """From the policy's own hidden states, as a critic with the policy's trunk would have it from a pass of its own."""
+    policy = load_policy(make_folder("llama"), lora=lora, device="cpu")
+    critic = value_head(policy)
+    assert list(critic.trainable()) == ["score.weight"]
+    assert not critic.values(batch).any()
+    with torch.no_grad():
+        critic.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    apart = critic.values(batch)
+    apart[batch.response_mask].square().sum().backward()
+    expected = {name: p.grad for name, p in (policy.trainable() | critic.trainable()).items() if p.grad is not None}
+    assert "score.weight" in expected and len(expected) > 2
+    policy.model.zero_grad(set_to_none=True)
+    critic.head.zero_grad(set_to_none=True)
+    together = critic.values_of(policy.hidden(batch))
+    torch.testing.assert_close(together, apart)
+    together[batch.response_mask].square().sum().backward()
+    for name, parameter in (policy.trainable() | critic.trainable()).items():
+        torch.testing.assert_close(parameter.grad, expected.get(name), msg=name)
+    critic.freeze()
+    assert not critic.trainable() and policy.trainable()
 
 
 def test_critic_on_a_whole_reward_model_shares_and_freezes_it(make_folder: Callable[..., Path], batch: TokenBatch, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from heed.data.render import Renderer
 from heed.errors import Interrupted, UserError
 from heed.models.language_model import LanguageModel
 from heed.models.loading import LoRAConfig, load_policy
-from heed.models.scalar_model import new_scalar_model
+from heed.models.scalar_model import new_scalar_model, value_head
 from heed.records import Prompt, Rollout
 from heed.training import experience as gather
 from heed.training.ppo import PPOConfig, train_ppo
@@ -43,7 +43,8 @@ def rows(folder: Path) -> list[dict[str, float]]:
 def ppo(folder: Path, output: Path, config: PPOConfig, *, lora: LoRAConfig | None = None, stop_after: int | None = None) -> LanguageModel:
     """One run of PPO, made to stop by a signal after some iterations if asked; its last metrics are those logged."""
     policy = load_policy(folder, device="cpu", lora=lora)
-    reference, critic = policy.reference(), new_scalar_model(policy, "value", seed=3)
+    reference = policy.reference()
+    critic = value_head(policy) if config.critic == "shared" else new_scalar_model(policy, "value", seed=3)
     renderer = Renderer(policy.tokenizer, eos_ids=policy.eos_ids, max_length=32)
     calls = 0
 
@@ -60,8 +61,11 @@ def ppo(folder: Path, output: Path, config: PPOConfig, *, lora: LoRAConfig | Non
     return policy
 
 
-def test_ppo_climbs_a_known_reward_and_reports_what_it_costs(tiny_folder: Path, tmp_path: Path) -> None:
-    ppo(tiny_folder, tmp_path, PPOConfig(**fast(), batch_size=12, kl_coef=0.01))
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_ppo_climbs_a_known_reward_and_reports_what_it_costs(
+    tiny_folder: Path, tmp_path: Path, critic: Literal["separate", "shared"]
+) -> None:
+    ppo(tiny_folder, tmp_path, PPOConfig(**fast(), batch_size=12, kl_coef=0.01, critic=critic))
     first, *_, last = rows(tmp_path)
     assert last["score"] > first["score"] + 0.3
     assert first["kl_exact"] == pytest.approx(0.0, abs=1e-5)
@@ -81,11 +85,14 @@ def test_the_first_update_of_ppo_has_ratio_one(tiny_folder: Path, tmp_path: Path
     assert row["update_kl"] == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("critic", ["separate", "shared"])
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)], ids=["full", "lora"])
-def test_a_stopped_run_goes_on_to_the_same_end_bit_for_bit(tiny_folder: Path, tmp_path: Path, lora: LoRAConfig | None) -> None:
+def test_a_stopped_run_goes_on_to_the_same_end_bit_for_bit(
+    tiny_folder: Path, tmp_path: Path, lora: LoRAConfig | None, critic: Literal["separate", "shared"]
+) -> None:
     """Policy, critic, optimiser, KL controller, data cursor and random state all come back."""
     settings = fast(iterations=6, prompts_per_iteration=8)
-    config = PPOConfig(**settings, batch_size=4, epochs=2, kl_target=2.0, kl_horizon=40, seed=5)
+    config = PPOConfig(**settings, batch_size=4, epochs=2, kl_target=2.0, kl_horizon=40, seed=5, critic=critic)
     whole = ppo(tiny_folder, tmp_path / "whole", config, lora=lora)
     with pytest.raises(Interrupted):
         ppo(tiny_folder, tmp_path / "cut", config, lora=lora, stop_after=3)

@@ -51,7 +51,11 @@ class ScalarModel(Role):
         """The value before each token, `[B, T]`, read where the token is predicted; ValueError for an encoder."""
         if self.is_encoder:
             raise ValueError("an encoder sees the whole response at once and has no value before a token")
-        return before_targets(self._read(self.hidden(batch)).unsqueeze(-1)).squeeze(-1)
+        return self.values_of(self.hidden(batch))
+
+    def values_of(self, hidden: Tensor) -> Tensor:
+        """The value before each token from the hidden states of a batch that were computed already: `[B, T, D]` -> `[B, T]`."""
+        return before_targets(self._read(hidden).unsqueeze(-1)).squeeze(-1)
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder that `AutoModelForSequenceClassification` loads; its logit is the score before `offset`.
@@ -77,6 +81,20 @@ class ScalarModel(Role):
         return {f"score.{name}": parameter for name, parameter in self.head.named_parameters()}
 
 
+class ValueHead(ScalarModel):
+    """A critic that is a head on the policy's own trunk: one forward and one backward pass serve both.
+
+    It owns the head alone; what its loss asks of the trunk is the policy's to learn.
+    """
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        return self._head_weights()
+
+    def freeze(self) -> None:
+        self.head.requires_grad_(False)
+        self.frozen = True
+
+
 def is_decoder(model: Any) -> bool:
     """Whether a classification model reads one token through a plain linear head, as transformers' decoders do."""
     return isinstance(getattr(model, "score", None), nn.Linear)
@@ -97,6 +115,13 @@ def new_scalar_model(policy: LanguageModel, role: Literal["reward", "value"], se
     width = policy.head()[0].shape[1]
     drawn = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) * (width + 1) ** -0.5
     return on_backbone(policy, backbone, adapter, drawn)
+
+
+def value_head(policy: LanguageModel) -> ValueHead:
+    """A critic on the policy's trunk that begins by foreseeing nothing: its head is 0."""
+    zeros = torch.zeros(1, policy.head()[0].shape[1])
+    model = on_backbone(policy, policy.backbone, policy.adapter, zeros).model
+    return ValueHead(model, policy.tokenizer, policy.backbone, adapter=policy.adapter, source=policy.source)
 
 
 def critic_from(reward_model: ScalarModel, policy: LanguageModel) -> ScalarModel:

@@ -182,11 +182,12 @@ class Estimator:
                 return Size(0, 0), Work(models=0)
 
     def policy_gradient(self, each: PlannedStage, config: Any) -> tuple[Size, Work]:
-        """Each rollout is read by reference and reward, and with PPO by the critic, which is trained too."""
+        """Each rollout is read by reference and reward, and with PPO by the critic, which is trained too, on its own or with the policy."""
         prompts = self.size(each, "prompts")
         count = config.iterations * config.prompts_per_iteration
         size = Size(count, prompts.prompt_tokens, self.response_tokens(config), config.samples_per_prompt)
-        roles, readers = (2, 3) if each.stage.kind == "ppo" else (1, 2)
+        has_critic = each.stage.kind == "ppo"
+        roles, readers = 2 if has_critic and config.critic == "separate" else 1, 3 if has_critic else 2
         with_lora = 2 if "reward" in each.inputs else 1
         return size, Work(
             trained=roles * config.epochs * size.tokens,

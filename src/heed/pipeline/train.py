@@ -9,7 +9,7 @@ from heed.errors import require
 from heed.evaluation import evaluate_reward_model
 from heed.feedback import FeedbackStore, noise_ceiling, pairwise_agreement
 from heed.models.language_model import LanguageModel
-from heed.models.scalar_model import critic_from, new_scalar_model
+from heed.models.scalar_model import critic_from, new_scalar_model, value_head
 from heed.pipeline import sources
 from heed.pipeline.context import Context, Outcome
 from heed.records import PreferencePair, Ranking
@@ -103,13 +103,15 @@ def reinforce(ctx: Context) -> Outcome:
 def ppo(ctx: Context) -> Outcome:
     """Optimise the newest policy against the reward, held near the one that optimisation started from.
 
-    The critic starts from the reward model where that reads the policy's tokens, and from the policy otherwise.
+    A separate critic starts from the reward model where that reads the policy's tokens, and from the policy otherwise.
     """
     config: PPOConfig = ctx.config
     policy = ctx.policy(train=True)
     renderer = ctx.renderer(policy, config.max_new_tokens)
     reward, model = ctx.reward(policy)
-    if model is not None and not model.is_encoder and sources.reads_tokens_of(model, policy):
+    if config.critic == "shared":
+        critic = value_head(policy)
+    elif model is not None and not model.is_encoder and sources.reads_tokens_of(model, policy):
         critic = critic_from(model, policy)
     else:
         critic = new_scalar_model(policy, "value", config.seed)

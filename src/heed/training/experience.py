@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -187,14 +187,26 @@ def minibatches(experience: Experience, policy: LanguageModel, iteration: int, c
         yield [experience.rows(torch.tensor([members[i] for i in group])) for group in groups]
 
 
+class PolicyTerms(NamedTuple):
+    """What the losses of a micro-batch are made of, from one forward pass of the policy."""
+
+    hidden: Tensor
+    """`[B, T, D]`."""
+    logprobs: Tensor
+    """Of every response token, `[B, T]`."""
+    entropy: Tensor | None
+    """`[B, T]`; none unless asked for."""
+    kl: Tensor | None
+    """`[B, T]`, where it belongs in the loss: over the whole vocabulary, or k2, whose gradient is the KL's in expectation."""
+
+
 def policy_terms(
     policy: LanguageModel, reference: LanguageModel, batch: Experience, kl_coef: float, config: PolicyGradientConfig, *, with_entropy: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Log-probabilities, entropy and KL of the policy at every response token from one forward pass, each `[B, T]`.
+) -> PolicyTerms:
+    """The terms of a micro-batch; those that nothing asks for are not computed.
 
-    The entropy is None unless asked for, and the KL unless it belongs in the loss: over the whole vocabulary, or k2,
-    whose gradient is the KL's in expectation. The reference runs before the policy, since with LoRA it is the same
-    backbone with its adapter off, and an adapter may not change between a forward pass and its backward.
+    The reference runs before the policy, since with LoRA it is the same backbone with its adapter off, and an adapter may not
+    change between a forward pass and its backward.
     """
     kl_in_loss = config.kl_in == "loss" and kl_coef > 0
     ref_hidden = None
@@ -205,13 +217,13 @@ def policy_terms(
     weight, bias = policy.head()
     mask, temperature = batch.response_mask, config.temperature
     logprobs, entropy = sequence_logprobs(hidden, weight, batch.ids, mask, bias=bias, temperature=temperature, with_entropy=with_entropy)
-    if not kl_in_loss:
-        return logprobs, entropy, None
-    if ref_hidden is None:
-        return logprobs, entropy, kl_estimators.k2(logprobs, batch.ref_logprobs)
-    ref_weight, ref_bias = reference.head()
-    kl = sequence_exact_kl(hidden, weight, ref_hidden, ref_weight, mask, bias=bias, ref_bias=ref_bias, temperature=temperature)
-    return logprobs, entropy, kl
+    kl = None
+    if ref_hidden is not None:
+        ref_weight, ref_bias = reference.head()
+        kl = sequence_exact_kl(hidden, weight, ref_hidden, ref_weight, mask, bias=bias, ref_bias=ref_bias, temperature=temperature)
+    elif kl_in_loss:
+        kl = kl_estimators.k2(logprobs, batch.ref_logprobs)
+    return PolicyTerms(hidden, logprobs, entropy, kl)
 
 
 def take_updates(

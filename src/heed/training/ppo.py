@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from heed.core.statistics import explained_variance
 from heed.data.render import Renderer
 from heed.errors import require
 from heed.models.language_model import LanguageModel
-from heed.models.scalar_model import ScalarModel
+from heed.models.scalar_model import ScalarModel, ValueHead
 from heed.records import Experience, Prompt
 from heed.rewards.protocol import Reward
 from heed.rollout.local import LocalEngine
@@ -28,8 +29,13 @@ from heed.training.run import Run
 class PPOConfig(gather.PolicyGradientConfig):
     """Settings of PPO."""
 
+    critic: Literal["separate", "shared"] = "separate"
+    """A model of its own (with LoRA, an adapter of its own), or a head on the policy's trunk, which takes half the passes of an
+    update but lets the value loss move the policy."""
     value_lr: float | None = None
     """Learning rate of the critic; none takes 5 times `lr`."""
+    value_coef: float = 0.1
+    """Weight of the value loss where the critic is shared; a separate one has nothing to weigh it against."""
     epochs: int = 4
     """Passes over each iteration's rollouts."""
     clip_range: float = 0.2
@@ -48,6 +54,7 @@ class PPOConfig(gather.PolicyGradientConfig):
     def __post_init__(self) -> None:
         gather.PolicyGradientConfig.__post_init__(self)
         require(self.value_lr is None or self.value_lr > 0, "value_lr", self.value_lr, "a number above 0, or none")
+        require(self.value_coef > 0, "value_coef", self.value_coef, "a number above 0")
         require(0 < self.clip_range < 1, "clip_range", self.clip_range, "a number between 0 and 1")
         require(self.value_clip_range is None or self.value_clip_range > 0, "value_clip_range", self.value_clip_range, "above 0, or none")
         require(0 <= self.gamma <= 1, "gamma", self.gamma, "a share from 0 to 1")
@@ -68,8 +75,12 @@ def train_ppo(
     """Maximise the reward less the KL to the reference (Schulman et al. 2017; Ziegler et al. 2019).
 
     Each iteration samples responses, places the score on the last token and the KL on each, estimates advantages with
-    the critic, and takes clipped policy and value steps over them. Returns the last iteration's metrics.
+    the critic, and takes clipped policy and value steps over them; a shared critic (`ValueHead`) learns in the policy's own
+    passes. Returns the last iteration's metrics.
     """
+    shared = config.critic == "shared"
+    if shared != isinstance(critic, ValueHead):
+        raise ValueError(f"critic: {config.critic}, but the critic is a {type(critic).__name__}")
     engine = LocalEngine(policy, renderer, seed=config.seed)
     lrs = {"value": config.value_lr or 5 * config.peak_lr(policy)}
     state = loop.TrainState.create({"policy": policy, "value": critic}, config, config.num_updates, lrs)
@@ -88,22 +99,23 @@ def train_ppo(
         return metrics | gather.take_updates(state, experience, policy, config, partial(losses, kl_coef))
 
     def losses(kl_coef: float, batch: Experience, num_tokens: int, stats: loop.Stats) -> Iterator[Tensor]:
-        """The policy's loss, then the critic's; terms whose coefficient is 0 are not computed."""
+        """The policy's loss, then the critic's, or both in one; terms whose coefficient is 0 are not computed."""
         mask = batch.response_mask
-        logprobs, entropy, kl = gather.policy_terms(policy, reference, batch, kl_coef, config, with_entropy=config.entropy_coef > 0)
-        loss, seen = ppo_policy_loss(logprobs, batch.old_logprobs, batch.advantages, mask, config.clip_range, num_tokens)
+        terms = gather.policy_terms(policy, reference, batch, kl_coef, config, with_entropy=config.entropy_coef > 0)
+        loss, seen = ppo_policy_loss(terms.logprobs, batch.old_logprobs, batch.advantages, mask, config.clip_range, num_tokens)
         stats.add("policy_loss", loss * num_tokens, mask.sum())
         stats.add("clip_fraction", seen.clipped, mask.sum())
         stats.add("ratio", seen.ratio, mask.sum())
         stats.add("update_kl", seen.approx_kl, mask.sum())
-        if entropy is not None:
-            loss = loss + config.entropy_coef * entropy_loss(entropy, mask, num_tokens)
-        if kl is not None:
-            loss = loss + kl_coef * masked_sum(kl, mask) / num_tokens
-        yield loss
-        values = critic.values(gather.tokens(batch))
-        loss = ppo_value_loss(values, batch.values, batch.returns, mask, config.value_clip_range, num_tokens)
-        stats.add("value_loss", loss * num_tokens, mask.sum())
-        yield loss
+        if terms.entropy is not None:
+            loss = loss + config.entropy_coef * entropy_loss(terms.entropy, mask, num_tokens)
+        if terms.kl is not None:
+            loss = loss + kl_coef * masked_sum(terms.kl, mask) / num_tokens
+        if not shared:
+            yield loss
+        values = critic.values_of(terms.hidden) if shared else critic.values(gather.tokens(batch))
+        value_loss = ppo_value_loss(values, batch.values, batch.returns, mask, config.value_clip_range, num_tokens)
+        stats.add("value_loss", value_loss * num_tokens, mask.sum())
+        yield loss + config.value_coef * value_loss if shared else value_loss
 
     return gather.iterate(state, engine, config, run, iteration)

@@ -77,11 +77,11 @@ def train_reinforce(
 
     def losses(kl_coef: float, batch: Experience, num_tokens: int, stats: loop.Stats) -> Iterator[Tensor]:
         mask = batch.response_mask
-        logprobs, _, kl = gather.policy_terms(policy, reference, batch, kl_coef, config, with_entropy=False)
-        loss = reinforce_loss(logprobs, batch.advantages, mask, num_tokens)
+        terms = gather.policy_terms(policy, reference, batch, kl_coef, config, with_entropy=False)
+        loss = reinforce_loss(terms.logprobs, batch.advantages, mask, num_tokens)
         stats.add("policy_loss", loss * num_tokens, mask.sum())
-        if kl is not None:
-            loss = loss + kl_coef * masked_sum(kl, mask) / num_tokens
+        if terms.kl is not None:
+            loss = loss + kl_coef * masked_sum(terms.kl, mask) / num_tokens
         yield loss
 
     return gather.iterate(state, engine, config, run, iteration)
