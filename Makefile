@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test check lint peers bench clean
+.PHONY: demo test check lint peers bench bench-speed bench-quality clean
 
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "heed needs Python 3.11 or newer, found " + sys.version.split()[0]'
@@ -36,12 +36,17 @@ benchmarks/.venv-%/.installed: pyproject.toml
 	$(@D)/bin/python -m pip install --quiet 'torch>=2.9,<2.14' 'trl==$(TRL).*' matplotlib --editable .
 	@touch $@
 
-bench: $(VENV)/.installed peers
-	for name in rollout reward_model dpo groups ppo; do $(BIN)/python benchmarks/bench_$$name.py || exit 1; done
-	for name in rollout reward_model dpo groups; do $(BIN)/python benchmarks/bench_$$name.py --shape 30m --repetitions 2 --steps 2 || exit 1; done
-	for name in reward_model dpo; do $(BIN)/python benchmarks/bench_$$name.py --shape gpt2 --repetitions 2 --steps 1 || exit 1; done
+# An hour and a half on two quiet cores, then the learning results.
+bench: bench-speed bench-quality
+
+bench-speed: $(VENV)/.installed peers
+	for name in rollout reward_model dpo groups ppo; do $(BIN)/python benchmarks/bench_$$name.py --repetitions 2 --steps 2 || exit 1; done
+	for name in rollout reward_model dpo groups; do $(BIN)/python benchmarks/bench_$$name.py --shape 30m --repetitions 1 --steps 1 || exit 1; done
+	for name in reward_model dpo; do $(BIN)/python benchmarks/bench_$$name.py --shape gpt2 --repetitions 1 --steps 1 || exit 1; done
 	$(BIN)/python benchmarks/bench_sweeps.py
 	benchmarks/.venv-peers/bin/python benchmarks/table.py
+
+bench-quality: $(VENV)/.installed
 	$(BIN)/python benchmarks/quality_testbed.py --algorithms reinforce dpo
 	$(BIN)/python benchmarks/quality_real_inputs.py
 

@@ -5,8 +5,9 @@
 One step is an iteration in fp32: 32 HH prompts (the same in each step on both sides), one response of 64 tokens to each, sampled at
 temperature 1 without truncation, scored by a reward model of the policy's size, a k1 KL of 0.05 in the reward, and 4 passes over them
 with one AdamW update each. `full fine-tuning` has a policy, a frozen reference, a critic and a reward model with the same weights on both
-sides, and prompts of at most 256 tokens. `LoRA` is the shape of GPT-2 small, rank 16 on all linear layers, and openings of at most 128
-tokens: heed has policy, critic and reward model as adapters on one body, with the reference as that body alone; TRL's own LoRA mode
+sides, and prompts of at most 256 tokens. `shared trunk` is the same for the peer, which has no such mode; heed's critic is a head on the
+policy's trunk (`critic: shared`). `LoRA` is the shape of GPT-2 small, rank 16 on all linear layers, 8 openings of at most 128 tokens: heed
+has policy, critic and reward model as adapters on one body, with the reference as that body alone; TRL's own LoRA mode
 (`peft_config`) gives the policy an adapter and the reference for free, but trains the critic whole and holds a whole reward model, as
 there is no setting for more. TRL accumulates gradients over micro-batches of 8; activations are not checkpointed, which makes it faster
 than its default and larger. heed runs with its defaults, which also measure the exact KL and the entropy of every iteration. Tokens are
@@ -26,7 +27,7 @@ from inputs import hh_prompts, model_folder, policy_of, renderer, reward_model_f
 from measure import Comparison, Measured, Meter, main
 from trl_side import LEARNING_RATE, Clock, quieten, settings, trl
 
-from heed.models import LoRAConfig, critic_from, load_reward_model, new_scalar_model
+from heed.models import LoRAConfig, critic_from, load_reward_model, new_scalar_model, value_head
 from heed.records import Prompt, Rollout
 from heed.rewards.model import ModelReward
 from heed.training.ppo import PPOConfig, train_ppo
@@ -41,7 +42,9 @@ def prompts_of(case: dict[str, Any], tokenizer: Any) -> list[Prompt]:
     return hh_prompts(tokenizer, count, first_turn=case["lora"], max_length=128 if case["lora"] else 256)
 
 
-def result(case: dict[str, Any], meter: Meter, config: Any, prompts: Sequence[int], responses: Sequence[int]) -> Measured:
+def result(
+    case: dict[str, Any], meter: Meter, config: Any, prompts: Sequence[int], responses: Sequence[int], *, shared: bool = False
+) -> Measured:
     """From the lengths of all prompts and responses in the order they were taken; those of the first step do not count."""
     flops, total = Flops.of(config), 0.0
     # Frozen weights need no gradient of their own: a backward through them costs one forward, not two.
@@ -49,7 +52,8 @@ def result(case: dict[str, Any], meter: Meter, config: Any, prompts: Sequence[in
     counted = range(case["prompts"], len(prompts))
     for i in counted:
         body, whole = flops.body(prompts[i], [responses[i]]), flops.language_model(prompts[i], [responses[i]])
-        total += 2 * whole + 2 * body + training * (whole + body)  # sampling, reference; reward, values; updates
+        critic = 0 if shared else training * body
+        total += 2 * whole + 2 * body + training * whole + critic  # sampling, reference; reward, values; updates
     return meter.result(tokens=sum(responses[i] for i in counted), items=EPOCHS * case["steps"], flops=total)
 
 
@@ -57,7 +61,8 @@ def heed(case: dict[str, Any], meter: Meter) -> Measured:
     lora = LoRAConfig(rank=RANK, alpha=ALPHA) if case["lora"] else None
     policy = policy_of(case["shape"], lora=lora)
     reward_model = new_scalar_model(policy, "reward", 0) if lora else load_reward_model(reward_model_folder(case["shape"]), device="cpu")
-    critic, reference = critic_from(reward_model, policy), policy.reference()
+    critic = value_head(policy) if case["shared"] else critic_from(reward_model, policy)
+    reference = policy.reference()
     prompts, rendering = prompts_of(case, policy.tokenizer), renderer(policy.tokenizer)
     scores = ModelReward(reward_model)
     seen: list[Rollout] = []
@@ -78,12 +83,14 @@ def heed(case: dict[str, Any], meter: Meter) -> Measured:
         epochs=EPOCHS,
         kl_coef=KL,
         missing_eos_penalty=0,
+        critic="shared" if case["shared"] else "separate",
     )
     run = TimedRun(meter)
     meter.ready(policy.model, reference.model, reward_model.model, critic.model)
     with run:
         train_ppo(policy, reference, critic, rendering, reward, prompts, config, run)
-    return result(case, meter, policy.model.config, [len(r.prompt_ids) for r in seen], [len(r.response_ids) for r in seen])
+    lengths = [len(r.prompt_ids) for r in seen], [len(r.response_ids) for r in seen]
+    return result(case, meter, policy.model.config, *lengths, shared=case["shared"])
 
 
 def models_of(case: dict[str, Any]) -> dict[str, Any]:
@@ -143,17 +150,28 @@ def ppo_trainer(case: dict[str, Any], meter: Meter) -> Measured:
 
 
 def comparisons(options: argparse.Namespace) -> list[Comparison]:
-    """Whole models, and adapters in the shape of GPT-2 small."""
+    """Whole models, with a critic apart and on the policy's trunk; and adapters in the shape of GPT-2 small."""
     lora_shape = "7m" if options.quick else "gpt2"
     for shape in (options.shape, lora_shape):
         reward_model_folder(shape)
-    case = {"shape": options.shape, "steps": options.steps, "prompts": 32, "new_tokens": 64, "lora": False, "micro_batch": 8}
+    case = {
+        "shape": options.shape,
+        "steps": options.steps,
+        "prompts": 32,
+        "new_tokens": 64,
+        "lora": False,
+        "micro_batch": 8,
+        "shared": False,
+    }
     if options.quick:
         case |= {"steps": 1, "prompts": 4, "new_tokens": 16}
-    # An iteration in the shape of GPT-2 small takes minutes.
-    lora = case | {"shape": lora_shape, "steps": 1, "lora": True, "micro_batch": 8}
+    # With 32 prompts an iteration of the peer takes seven minutes in the shape of GPT-2 small.
+    lora = case | {"shape": lora_shape, "steps": 1, "lora": True, "prompts": case["prompts"] // 4}
     return [
         Comparison(f"PPO, full fine-tuning, {options.shape}", case, "heed", "TRL PPOTrainer", "ppo", target=2.5, memory_target=0.4),
+        Comparison(
+            f"PPO, shared trunk, {options.shape}", case | {"shared": True}, "heed", "TRL PPOTrainer", "ppo", target=4.0, memory_target=0.4
+        ),
         Comparison(f"PPO, LoRA, {lora_shape}", lora, "heed", "TRL PPOTrainer", "ppo", target=2.0, total_memory_target=0.35),
     ]
 
