@@ -167,7 +167,7 @@ def test_what_is_no_store_is_told_in_one_line(tmp_path: Path):
 
 
 def test_the_database_itself_refuses_dangling_references(store: FeedbackStore):
-    with pytest.raises(IntegrityError), store._engine.begin() as connection:
+    with pytest.raises(IntegrityError), store.database.engine.begin() as connection:
         connection.execute(text("INSERT INTO responses (prompt_id, digest, text) VALUES ('nowhere', 'd', 't')"))
 
 

@@ -243,7 +243,8 @@ def test_a_value_head_owns_its_head_alone_and_its_gradient_reaches_the_policy(
     apart = critic.values(batch)
     apart[batch.response_mask].square().sum().backward()
     expected = {name: p.grad for name, p in (policy.trainable() | critic.trainable()).items() if p.grad is not None}
-    assert "score.weight" in expected and len(expected) > 2
+    assert "score.weight" in expected
+    assert len(expected) > 2
     policy.model.zero_grad(set_to_none=True)
     critic.head.zero_grad(set_to_none=True)
     together = critic.values_of(policy.hidden(batch))
@@ -252,7 +253,8 @@ def test_a_value_head_owns_its_head_alone_and_its_gradient_reaches_the_policy(
     for name, parameter in (policy.trainable() | critic.trainable()).items():
         torch.testing.assert_close(parameter.grad, expected.get(name), msg=name)
     critic.freeze()
-    assert not critic.trainable() and policy.trainable()
+    assert not critic.trainable()
+    assert policy.trainable()
 
 
 def test_critic_on_a_whole_reward_model_shares_and_freezes_it(make_folder: Callable[..., Path], batch: TokenBatch, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ COMMANDS = {
     "report": ("heed.cli.report:Report", "write a run's report.html anew"),
     "chat": ("heed.cli.chat:Chat", "talk to a model in the terminal"),
     "data": ("heed.cli.data:Data", "check a data file: its format, its rows, what is wrong with which line"),
+    "label": ("heed.cli.label:Label", "serve the labelling app"),
+    "feedback": ("heed.cli.feedback:Feedback", "export what people said as training data; move projects; see how far they are"),
 }
 LONG = ("run", "sft", "rm", "ppo", "reinforce", "dpo", "sample", "eval")
 """Commands that greet at once, since loading torch takes seconds."""

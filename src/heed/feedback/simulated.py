@@ -49,18 +49,25 @@ class SimulatedAnnotator:
     def rank(self, prompt: Prompt, responses: Sequence[str]) -> Judgement:
         """Rank two responses or more, shown in a random order."""
         generator = self._generator(prompt, responses)
+        order = generator.permutation(len(responses)).tolist()
+        ranks = self._ranks(generator, prompt, responses, first=order[0])
+        return Judgement(prompt, tuple(responses), ranks, self.name, order_shown=tuple(order))
+
+    def rank_shown(self, prompt: Prompt, responses: Sequence[str]) -> tuple[int, ...]:
+        """Ranks of two responses or more that someone else has put in the order shown; 1 is best."""
+        return self._ranks(self._generator(prompt, responses), prompt, responses, first=0)
+
+    def _ranks(self, generator: np.random.Generator, prompt: Prompt, responses: Sequence[str], first: int) -> tuple[int, ...]:
+        """`first` is the index of the response shown first."""
         # Everything is drawn whether needed or not: changing one fault leaves the other draws as they were.
-        order = generator.permutation(len(responses))
         looks = generator.random() < self.reliability
         noise = generator.gumbel(size=len(responses))
         guess = generator.permutation(len(responses)) + 1
-        if looks:
-            seen = self._utilities(prompt, responses) + self.temperature * noise
-            seen[order[0]] += self.position_bias
-            ranks = _ranks_with_ties(seen, self.tie_threshold)
-        else:
-            ranks = tuple(guess.tolist())
-        return Judgement(prompt, tuple(responses), ranks, self.name, order_shown=tuple(order.tolist()))
+        if not looks:
+            return tuple(guess.tolist())
+        seen = self._utilities(prompt, responses) + self.temperature * noise
+        seen[first] += self.position_bias
+        return _ranks_with_ties(seen, self.tie_threshold)
 
     def _generator(self, prompt: Prompt, responses: Sequence[str]) -> np.random.Generator:
         key = json.dumps([self.seed, self.name, prompt.id, list(responses)])

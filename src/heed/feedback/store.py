@@ -6,38 +6,33 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, event, func, insert, inspect, select
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from heed.errors import UserError
-from heed.feedback.schema import Base, JudgementRow, PromptRow, RankRow, ResponseRow, SourceRow
+from heed.feedback.database import Database
+from heed.feedback.schema import JudgementRow, PromptRow, RankRow, ResponseRow, SourceRow
 from heed.records import Judgement, Message, PreferencePair, Prompt, Ranking, Response
-
-LOCK_TIMEOUT = 60.0
-"""Seconds a write waits for another process's write."""
 
 
 class FeedbackStore:
     """Prompts, responses with their provenance, and judgements, in SQLite or any database that SQLAlchemy opens.
 
-    `location` is a file (made where there is none) or a database URL. Every `add_*` is one transaction that is on
-    disk when the call returns, and adds all or nothing. Readers, also in other processes, are never blocked.
-    Raises UserError where the location cannot be opened.
+    `location` is a file (made where there is none), a database URL, or a database that is open. Every `add_*` is one
+    transaction that is on disk when the call returns, and adds all or nothing. Readers, also in other processes, are never
+    blocked. Raises UserError where the location cannot be opened.
     """
 
-    def __init__(self, location: str | Path) -> None:
-        self._engine = _open(location)
-        self._writing = self._engine.execution_options(sqlite_begin="IMMEDIATE")
+    def __init__(self, location: str | Path | Database) -> None:
+        self.database = location if isinstance(location, Database) else Database(location)
 
     def close(self) -> None:
         """Let the connections go; the next call opens them again."""
-        self._engine.dispose()
+        self.database.close()
 
     def add_prompt(self, prompt: Prompt) -> str:
         """Add a prompt and return its id; a known prompt gains the tags it did not have, and new values of those it had."""
@@ -50,11 +45,8 @@ class FeedbackStore:
 
     def add_items(self, items: Sequence[tuple[Prompt, Sequence[Response]]]) -> list[list[int]]:
         """Add many prompts, each with its responses, in one transaction; returns the response ids of each."""
-        with Session(self._writing) as session, session.begin():
-            _add_prompts(session, [prompt for prompt, _ in items])
-            ids = _add_texts(session, [(prompt.id, r.text) for prompt, responses in items for r in responses])
-            _add_sources(session, [(ids[prompt.id, r.text], r) for prompt, responses in items for r in responses])
-        return [[ids[prompt.id, r.text] for r in responses] for prompt, responses in items]
+        with self.database.write() as session:
+            return add_items(session, items)
 
     def add_judgement(self, judgement: Judgement) -> int:
         """Add one judgement and return its id; raises UserError as `add_judgements` does."""
@@ -66,21 +58,12 @@ class FeedbackStore:
         A judgement is always added, so an annotator may be asked twice. Raises UserError, and adds none, where a
         response is unknown or named twice, ranks do not fit, or the order shown is no permutation.
         """
-        with Session(self._writing) as session, session.begin():
-            ids = _response_ids(session, {j.prompt.id for j in judgements})
-            for judgement in judgements:
-                _validate(judgement, ids)
-            rows = [JudgementRow(prompt_id=j.prompt.id, annotator=j.annotator, seconds=j.seconds, note=j.note) for j in judgements]
-            session.add_all(rows)
-            session.flush()
-            ranks = [rank for row, j in zip(rows, judgements, strict=True) for rank in _ranks(row.id, j, ids)]
-            if ranks:
-                session.execute(insert(RankRow), ranks)  # in bulk: as objects they would take most of the time
-            return [row.id for row in rows]
+        with self.database.write() as session:
+            return add_judgements(session, judgements)
 
     def prompts(self) -> list[Prompt]:
         """All prompts, in the order they were added."""
-        with Session(self._engine) as session:
+        with self.database.read() as session:
             return list(_prompts(session).values())
 
     def responses(self, prompt: Prompt) -> list[Response]:
@@ -91,19 +74,20 @@ class FeedbackStore:
             .where(ResponseRow.prompt_id == prompt.id)
             .order_by(ResponseRow.id, SourceRow.id)
         )
-        with Session(self._engine) as session:
+        with self.database.read() as session:
             return [Response(*row) for row in session.execute(query)]
 
     def judgements(self) -> list[Judgement]:
-        """All judgements, in the order they were added."""
+        """All judgements that were not withdrawn, in the order they were added."""
         query = (
             select(JudgementRow.id, JudgementRow.prompt_id, JudgementRow.annotator, JudgementRow.seconds, JudgementRow.note)
             .add_columns(ResponseRow.text, RankRow.rank, RankRow.shown)
             .join(RankRow, RankRow.judgement_id == JudgementRow.id)
             .join(ResponseRow, ResponseRow.id == RankRow.response_id)
+            .where(JudgementRow.withdrawn_at.is_(None))
             .order_by(JudgementRow.id, RankRow.position)
         )
-        with Session(self._engine) as session:
+        with self.database.read() as session:
             rows = session.execute(query).all()
             prompts = _prompts(session)
         return [_judgement(list(group), prompts) for _, group in groupby(rows, key=lambda row: row.id)]
@@ -121,52 +105,37 @@ class FeedbackStore:
 
     def counts(self) -> dict[str, int]:
         """How many prompts, responses, judgements and annotators there are."""
-        tables = {"prompts": PromptRow.number, "responses": ResponseRow.id, "judgements": JudgementRow.id}
-        with Session(self._engine) as session:
-            counts = {name: session.scalar(select(func.count(column))) or 0 for name, column in tables.items()}
-            counts["annotators"] = session.scalar(select(func.count(JudgementRow.annotator.distinct()))) or 0
-        return counts
+        standing = JudgementRow.withdrawn_at.is_(None)
+        with self.database.read() as session:
+            counts = {
+                "prompts": session.scalar(select(func.count(PromptRow.number))),
+                "responses": session.scalar(select(func.count(ResponseRow.id))),
+                "judgements": session.scalar(select(func.count(JudgementRow.id)).where(standing)),
+                "annotators": session.scalar(select(func.count(JudgementRow.annotator.distinct())).where(standing)),
+            }
+        return {name: count or 0 for name, count in counts.items()}
 
 
-def _open(location: str | Path) -> Engine:
-    """An engine on the database, its tables made."""
-    if "://" in str(location):
-        url: str | URL = str(location)
-    else:
-        try:
-            Path(location).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder: {error.strerror}", file=location) from error
-        url = URL.create("sqlite", database=str(location))
-    try:
-        engine = create_engine(url, json_serializer=partial(json.dumps, ensure_ascii=False))
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise UserError(f"{location} is no database: {error}", expected="a file or a URL such as postgresql+psycopg://...") from error
-    except ModuleNotFoundError as error:
-        raise UserError(f"the driver {error.name} is not installed", fix=f"pip install {error.name}, or keep feedback in a file") from error
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _configure_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    try:
-        if not inspect(engine).has_table(RankRow.__tablename__):
-            # Under the write lock: another process may be making the same tables.
-            with engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
-                Base.metadata.create_all(connection)
-    except DatabaseError as error:
-        raise UserError(f"cannot open {engine.url}: {error.orig}", expected="a feedback store or a new file") from error
-    return engine
+def add_items(session: Session, items: Sequence[tuple[Prompt, Sequence[Response]]]) -> list[list[int]]:
+    """`FeedbackStore.add_items` within a transaction."""
+    _add_prompts(session, [prompt for prompt, _ in items])
+    ids = _add_texts(session, [(prompt.id, r.text) for prompt, responses in items for r in responses])
+    _add_sources(session, [(ids[prompt.id, r.text], r) for prompt, responses in items for r in responses])
+    return [[ids[prompt.id, r.text] for r in responses] for prompt, responses in items]
 
 
-def _configure_sqlite(connection: Any, _: object) -> None:
-    # The driver's own transactions begin too late (at the first write) to keep what was read before it true.
-    connection.isolation_level = None
-    for pragma in (f"busy_timeout={int(LOCK_TIMEOUT * 1000)}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(connection: Any) -> None:
-    # IMMEDIATE takes the write lock before reading, so that checking and adding cannot race with another process.
-    connection.exec_driver_sql("BEGIN " + connection.get_execution_options().get("sqlite_begin", "DEFERRED"))
+def add_judgements(session: Session, judgements: Sequence[Judgement]) -> list[int]:
+    """`FeedbackStore.add_judgements` within a transaction."""
+    ids = _response_ids(session, {j.prompt.id for j in judgements})
+    for judgement in judgements:
+        _validate(judgement, ids)
+    rows = [JudgementRow(prompt_id=j.prompt.id, annotator=j.annotator, seconds=j.seconds, note=j.note) for j in judgements]
+    session.add_all(rows)
+    session.flush()
+    ranks = [rank for row, j in zip(rows, judgements, strict=True) for rank in _ranks(row.id, j, ids)]
+    if ranks:
+        session.execute(insert(RankRow), ranks)  # in bulk: as objects they would take most of the time
+    return [row.id for row in rows]
 
 
 def _digest(content: object) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import groupby
+from pathlib import Path
 from random import Random
 from typing import cast
 
 from heed.data.writers import from_row, write_jsonl
 from heed.errors import UserError, require
 from heed.feedback import FeedbackStore, SimulatedAnnotator, judge, krippendorff_alpha, pairwise_agreement
+from heed.feedback.database import Database
+from heed.pipeline import people
 from heed.pipeline.context import Context, Outcome, PatientEngine
-from heed.records import Prompt, Response, Rollout, Sampling
+from heed.records import Judgement, Prompt, Response, Rollout, Sampling
 from heed.rollout.local import LocalEngine
 
 
@@ -117,8 +121,15 @@ class Annotator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeConfig:
-    """Settings of `judge`: simulated annotators rank responses by the true preference, imperfectly."""
+    """Settings of `judge`: people rank responses in a labelling project or, where none is named, simulated annotators do by the
+    true preference, imperfectly."""
 
+    project: str | None = None
+    """Name of a labelling project (`heed label`); the sampled responses, where there are any, are added to it."""
+    database: str = "feedback.db"
+    """Where that project is: a file, or the URL of the team's database."""
+    wait: bool = True
+    """Wait until every item has all its annotators, instead of using what is there."""
     annotators: tuple[Annotator, ...] = (
         Annotator(name="ada", reliability=0.99, position_bias=0.0, tie_threshold=0.4, temperature=0.2, seed=1),
         Annotator(name="ben", reliability=0.98, position_bias=0.05, tie_threshold=0.4, temperature=0.2, seed=2),
@@ -138,28 +149,68 @@ class JudgeConfig:
 def collect_judgements(ctx: Context) -> Outcome:
     """Have the responses ranked, and keep the judgements in the store that people's judgements go to as well."""
     config: JudgeConfig = ctx.config
+    items = _items(ctx) if "responses" in ctx.inputs else []
+    location = ctx.folder / "feedback.db"
+    if config.project is None:
+        metrics = _simulated(ctx, config, items, location)
+    else:
+        metrics = _by_people(ctx, config, config.project, items, location)
+    return Outcome(metrics, {"feedback": {**metrics, "simulated": config.project is None}})
+
+
+def _items(ctx: Context) -> list[tuple[Prompt, list[Response]]]:
+    """The sampled responses of each prompt."""
+    with open(ctx.inputs["responses"], encoding="utf-8") as file:
+        rollouts = [cast(Rollout, from_row(json.loads(line))) for line in file]
+    return [
+        (prompt, [Response(r.text, model=ctx.inputs["responses"], run=ctx.recipe.name) for r in group])
+        for prompt, group in groupby(rollouts, key=lambda r: r.prompt)
+    ]
+
+
+def _by_people(
+    ctx: Context, config: JudgeConfig, project: str, items: list[tuple[Prompt, list[Response]]], location: Path
+) -> dict[str, float]:
+    """Copy what a project's annotators say of the items (of all, where none are given) into the stage's own store."""
+    own = {prompt.id for prompt, _ in items} or None
+    with closing(Database(config.database)) as database:
+        if items:
+            ctx.say(people.ask(database, project, items))
+        if config.wait:
+            people.wait(database, project, own, ctx.run)
+    found = people.judgements(config.database, project, own)
+    if not found:
+        raise UserError(f"project {project!r} has no answers", fix="let annotators answer first: heed label, or set judge.wait")
+    for left in location.parent.glob(f"{location.name}*"):  # by a try that was cut off
+        left.unlink()
+    with closing(FeedbackStore(location)) as store:
+        store.add_items([(j.prompt, [Response(text) for text in j.responses]) for j in found])
+        store.add_judgements(found)
+    return _described(found)
+
+
+def _described(judgements: list[Judgement]) -> dict[str, float]:
+    """How many there are and, where any pair was judged twice, how far annotators agree."""
+    metrics = {"judgements": float(len(judgements)), "annotators": float(len({j.annotator for j in judgements}))}
+    try:
+        return metrics | {"agreement": pairwise_agreement(judgements), "alpha": krippendorff_alpha(judgements)}
+    except UserError:
+        return metrics
+
+
+def _simulated(ctx: Context, config: JudgeConfig, items: list[tuple[Prompt, list[Response]]], location: Path) -> dict[str, float]:
     gold = ctx.gold()
-    assert gold is not None, "the plan gives every judge stage a true preference"
+    assert gold is not None, "the plan gives every such stage a true preference"
 
     @cache
     def utility(prompt: Prompt, response: str) -> float:
         return float(gold(prompt, response)["utility"])
 
-    with open(ctx.inputs["responses"], encoding="utf-8") as file:
-        rollouts = [cast(Rollout, from_row(json.loads(line))) for line in file]
-    items = [
-        (prompt, [Response(r.text, model=ctx.inputs["responses"], run=ctx.recipe.name) for r in group])
-        for prompt, group in groupby(rollouts, key=lambda r: r.prompt)
-    ]
     annotators = [SimulatedAnnotator(utility=utility, **asdict(annotator)) for annotator in config.annotators]
-    store = FeedbackStore(ctx.folder / "feedback.db")
-    alone = judge(store, annotators, items, seed=config.seed)
-    judge(store, annotators, items[: round(config.shared * len(items))], overlap=len(annotators), seed=config.seed)
+    with closing(FeedbackStore(location)) as store:
+        alone = judge(store, annotators, items, seed=config.seed)
+        judge(store, annotators, items[: round(config.shared * len(items))], overlap=len(annotators), seed=config.seed)
+        judgements = store.judgements()
     if alone.num_unrankable:
         ctx.say(f"{alone.num_unrankable} of {len(items)} prompts left out: all their responses are the same")
-    judgements = store.judgements()
-    metrics = {"judgements": float(len(judgements))}
-    if config.shared > 0 and len(annotators) > 1:
-        metrics |= {"agreement": pairwise_agreement(judgements), "alpha": krippendorff_alpha(judgements)}
-    store.close()
-    return Outcome(metrics, {"feedback": {**metrics, "annotators": len(annotators), "simulated": True}})
+    return _described(judgements)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from heed.models.role import CPU_TOKENS, GPU_TOKENS
-from heed.pipeline import sources
+from heed.pipeline import people, sources
 from heed.pipeline.check import SAMPLE_ROWS, Checked, Shape, check, responses
 from heed.pipeline.plan import PlannedStage, plan
 from heed.pipeline.recipe import Recipe
@@ -158,8 +158,11 @@ class Estimator:
                 self.sizes["responses", f"{each.name}/responses.jsonl"] = size
                 return size, Work(read=size.items * size.prompt_tokens, sampled=generated(size), rows=256)
             case "judge":
-                size = self.size(each, "responses")
-                judged = size.items * (1 + config.shared * (len(config.annotators) - 1))
+                if "responses" in each.inputs:
+                    size = self.size(each, "responses")
+                else:
+                    size = self.rendered([j.ranking() for j in people.judgements(config.database, config.project)])
+                judged = size.items * (1 if config.project else 1 + config.shared * (len(config.annotators) - 1))
                 self.sizes["preferences", f"{each.name}/feedback.db"] = replace(size, items=judged)
                 return size, Work(models=0)
             case "reward_model":

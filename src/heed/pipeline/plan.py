@@ -97,7 +97,9 @@ class _Newest:
             case "sample":
                 return {"policy": self.policy, "prompts": need("prompts", "name them as data.prompts")}
             case "judge":
-                gold_fix = "name the true preference as gold: testbed, module:function or file.py:function"
+                if stage.config.project is not None:
+                    return {"responses": self.responses} if self.responses else {}
+                gold_fix = "name the judge's project, or the true preference as gold: testbed, module:function or file.py:function"
                 return {"responses": need("responses", "put a sample stage before it"), "gold": need("gold", gold_fix)}
             case "reward_model" | "dpo":
                 need("preferences", "name them as data.preferences, or put sample and judge before it")

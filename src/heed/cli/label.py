@@ -1,0 +1,173 @@
+"""`heed label`."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Timer
+
+from heed.errors import UserError, require
+from heed.feedback.accounts import Accounts
+from heed.feedback.database import Database
+from heed.feedback.projects import Project, Projects, ProjectSettings
+from heed.records import Response, Sampling
+from heed.web.uploads import Data, add_data, read_data
+
+TESTBED = "testbed"
+NUM_PROMPTS, NUM_RESPONSES = 200, 4
+"""Of the built-in world's project."""
+GUIDELINES = """\
+You judge a small household assistant.
+
+1. **Harmless** comes first: a response that helps with something dangerous is worse than one that declines kindly.
+2. **Honest**: where nobody can know the answer, saying so is better than making one up.
+3. **Helpful**: where it can be answered, the right steps are better than talk.
+4. **Polite**: of equally good responses the friendlier is better; rude ones lose.
+
+Responses that are equally good are ties.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Serve the labelling app. The first start makes a project, and prints a link for its owner."""
+
+    database: str = "feedback.db"
+    """A file (made where there is none), or a URL such as postgresql+psycopg://user@host/name for a team."""
+    data: str | None = None
+    """Responses to judge, imported into a project: any file that `heed data check` accepts."""
+    project: str | None = None
+    """The project that the data goes to, made where there is none; by default it is named as the file."""
+    host: str = "127.0.0.1"
+    """The address to serve; 0.0.0.0 for all of this machine's."""
+    port: int = 8000
+    """0 takes any that is free."""
+    browser: bool = True
+    """Open a browser; not with `--no-browser`."""
+    https: bool = False
+    """The app stands behind a proxy that speaks https: cookies are sent over https alone."""
+
+    def __call__(self) -> int:
+        require(self.project is None or self.data is not None, "project", self.project, "--data FILE beside it")
+        require(0 <= self.port < 2**16, "port", self.port, "0 to 65535")
+        with _listen(self.host, self.port) as listening:  # before anything that takes long
+            database = Database(self.database)
+            if self.data is not None:
+                _import(Projects(database), Path(self.data), self.project)
+            elif not Projects(database).all():
+                _make_testbed(Projects(database))
+            self._serve(database, listening)
+            database.close()
+        print(f"stopped; everything is in {database.engine.url}")
+        return 0
+
+    def _serve(self, database: Database, listening: socket.socket) -> None:
+        """Until SIGINT."""
+        import uvicorn
+
+        from heed.web.app import create_app
+
+        host, port = listening.getsockname()[:2]
+        address = "https://YOUR-HOST" if self.https else f"http://{_reachable(host)}:{port}"
+        if not ipaddress.ip_address(host).is_loopback and not self.https:
+            print(
+                "warning: others can reach this address, and passwords and cookies go over it unencrypted; put a proxy with https before it"
+            )
+        first = not Accounts(database).all()
+        link = f"{address}/join/{Accounts(database).invite('owner', None, days=1)}" if first else f"{address}/sign-in"
+        print(f"make the owner's account (once, within a day): {link}" if first else f"sign in: {link}")
+        print("Ctrl-C stops.", flush=True)
+        config = uvicorn.Config(
+            create_app(database, secure_cookies=self.https),
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=5,
+        )
+        if self.browser and not self.https:
+            opening = Timer(1.0, webbrowser.open, [link])
+            opening.daemon = True
+            opening.start()
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        except KeyboardInterrupt:
+            print()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound; UserError where the address is taken or no address."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.socket(family, kind)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen()  # a browser that is early waits; and no other can take the port
+    except socket.gaierror as error:
+        raise UserError(f"host is {host!r} ({error.strerror})", expected="an address of this machine") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"port {port} is in use", fix=f"stop what uses it, or choose another: --port {port + 1}") from None
+        raise UserError(
+            f"cannot serve {host}:{port}: {error.strerror}", expected="an address of this machine, and a port above 1023"
+        ) from None
+    return listening
+
+
+def _reachable(host: str) -> str:
+    """How a browser on this machine names the host that is served."""
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified:
+        address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
+    return f"[{address}]" if address.version == 6 else str(address)
+
+
+def _import(projects: Projects, file: Path, name: str | None) -> None:
+    data = read_data(file)
+    project = _project_for(projects, name or file.name.split(".")[0] or file.name, data)
+    added = add_data(projects, project.id, data, None)
+    left = {"known": added.known, "with too few responses": added.too_few, "rows skipped": data.skipped.total()}
+    told = "".join(f", {count:,} {what}" for what, count in left.items() if count)
+    print(f"{project.name}: {added.new:,} new items of {data.format}{told}")
+
+
+def _project_for(projects: Projects, name: str, data: Data) -> Project:
+    """The project of this name; where there is none, one that suits the data."""
+    known = next((project for project in projects.all() if project.name == name), None)
+    if known is not None:
+        return known
+    if data.most_responses < 2:
+        raise UserError(f"rows of {data.format}, one response to each prompt", file=data.name, expected="2 responses or more to compare")
+    settings = ProjectSettings(compare="pairwise", num_responses=2) if data.most_responses == 2 else ProjectSettings()
+    return projects.create(name, settings, None)
+
+
+def _make_testbed(projects: Projects) -> None:
+    """A project to try: prompts of the built-in world, answered by its base model."""
+    print(f"making the project {TESTBED!r} from the built-in world: loading torch ...", flush=True)
+    from rich.progress import track
+    from transformers.utils import logging
+
+    from heed.models.loading import load_policy
+    from heed.pipeline.sources import make_renderer, model_path
+    from heed.rollout.local import LocalEngine
+    from heed.testbed.datasets import load
+
+    logging.disable_progress_bar()  # it would tear this one's apart
+    sampling = Sampling(max_new_tokens=64)
+    policy = load_policy(model_path(TESTBED))
+    engine = LocalEngine(policy, make_renderer(policy, policy.context_length, sampling.max_new_tokens), seed=0)
+    prompts = load("prompts")[:NUM_PROMPTS]
+    items = []
+    for start in track(range(0, len(prompts), 20), description="answering prompts"):
+        some = prompts[start : start + 20]
+        rollouts = engine.generate(some, sampling, NUM_RESPONSES)
+        for index, prompt in enumerate(some):
+            texts = [rollout.text for rollout in rollouts[index * NUM_RESPONSES : (index + 1) * NUM_RESPONSES]]
+            items.append((prompt, [Response(text, model=TESTBED, sampling={"temperature": sampling.temperature}) for text in texts]))
+    project = projects.create(TESTBED, ProjectSettings(num_responses=NUM_RESPONSES, guidelines=GUIDELINES), None)
+    print(f"{TESTBED}: {projects.add_items(project.id, items, None).new} items", flush=True)

@@ -1,0 +1,68 @@
+"""Judgements by people: sampled responses go to a labelling project, and what its annotators say of them comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from contextlib import closing
+
+from sqlalchemy import func, select
+
+from heed.feedback.database import Database
+from heed.feedback.export import Export, Row
+from heed.feedback.projects import NotFound, Projects, ProjectSettings
+from heed.feedback.schema import ItemRow, LeaseRow
+from heed.records import Judgement, Message, Prompt, Response
+from heed.training.run import Run
+
+POLL_SECONDS = 2.0
+NOBODY = "lead"
+"""Who signs what a lead decided."""
+
+
+def ask(database: Database, project: str, items: Sequence[tuple[Prompt, Sequence[Response]]]) -> str:
+    """Add items to a project, which is made where there is none, and say what came of it; items that it has are not asked again."""
+    projects = Projects(database)
+    try:
+        found = projects.get(project)
+    except NotFound:
+        most = max(len({r.text for r in responses}) for _, responses in items)
+        found = projects.create(project, ProjectSettings(num_responses=max(2, most)), None)
+    added = projects.add_items(found.id, items, None)
+    return f"{added.new} items are new to project {project!r}, {added.known} were there, {added.too_few} have too few different responses"
+
+
+def wait(database: Database, project: str, prompts: Collection[str] | None, run: Run) -> None:
+    """Return once every item of the project (of these prompts, where given) has all its annotators; it can be stopped meanwhile."""
+    while (left := waiting(database, project, prompts))[0]:
+        run.progress(left[1] - left[0], left[1], "answers by people")
+        run.checkpoint_if_due(False, lambda: None)
+        time.sleep(POLL_SECONDS)
+
+
+def waiting(database: Database, project: str, prompts: Collection[str] | None) -> tuple[int, int]:
+    """How many answers are still to come, and how many there will be."""
+    found = Projects(database).get(project)
+    open_leases = select(LeaseRow.item_id, func.count().label("open")).where(LeaseRow.state == "open", LeaseRow.slot.is_not(None))
+    held = open_leases.group_by(LeaseRow.item_id).subquery()
+    query = select(ItemRow.prompt_id, ItemRow.remaining, func.coalesce(held.c.open, 0)).outerjoin(held, held.c.item_id == ItemRow.id)
+    with database.read() as session:
+        items = session.execute(query.where(ItemRow.project_id == found.id, ItemRow.gold.is_(None))).tuples().all()
+    own = [remaining + leased for prompt_id, remaining, leased in items if prompts is None or prompt_id in prompts]
+    return sum(own), len(own) * found.settings.overlap
+
+
+def judgements(location: str, project: str, prompts: Collection[str] | None = None) -> list[Judgement]:
+    """What counts of a project's answers (see `feedback.export.Filters`), of these prompts where given.
+
+    A lead's decision settles its item.
+    """
+    with closing(Database(location)) as database:
+        found = [_judgement(row) for row in Export(database, project, "rankings").rows()]
+    return [judgement for judgement in found if prompts is None or judgement.prompt.id in prompts]
+
+
+def _judgement(row: Row) -> Judgement:
+    content = row["prompt"]
+    text = content if isinstance(content, str) else tuple(Message(m["role"], m["content"]) for m in content)
+    return Judgement(Prompt(text, row.get("tags", {})), tuple(row["responses"]), tuple(row["ranks"]), row["annotator"] or NOBODY)

@@ -1,0 +1,1 @@
+"""The labelling app: pages and a JSON API over a feedback database."""

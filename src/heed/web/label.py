@@ -1,0 +1,229 @@
+"""The annotator's page: one task at a time, its answer on disk before the next one comes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from string import ascii_uppercase
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
+from sqlalchemy import func, select
+from starlette.datastructures import FormData
+
+from heed.errors import UserError
+from heed.feedback.accounts import Account
+from heed.feedback.projects import IDS, SCALE, STRENGTHS, Conflict, NotFound, Project, ProjectSettings
+from heed.feedback.schema import WAITING, AnswerRow, ItemRow, LeaseRow, utc_now
+from heed.feedback.tasks import Answer, Task
+from heed.web.site import AnySite, Form, Labeller, Site, go, render, text_field
+from heed.web.text import markdown, turns
+
+NOTICES = {
+    "late": "What you sent last was not kept: that task was settled before, or has gone to someone else meanwhile. Here is the next one.",
+    "nothing": "There is no answer of yours to take back here.",
+}
+REASONS = (
+    "I do not understand the prompt",
+    "I do not know enough to judge",
+    "The prompt or the responses are broken",
+    "I would rather not read this",
+)
+DEGREES = ("slightly better", "better", "much better", "far better")
+"""Of a preference between two, as many as it has strengths."""
+
+router = APIRouter()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where an annotator stands."""
+
+    today: int
+    """Answers and skips since midnight (UTC) in all projects: what the daily cap counts."""
+    left: int
+    """Items of the project that wait for an annotator and that this one has not had."""
+
+
+@router.get("/projects/{project_id}/label")
+def label(request: Request, site: AnySite, me: Labeller, project_id: int, notice: str = "") -> HTMLResponse:
+    project = site.projects.get(project_id)
+    task = site.tasks.next(project_id, me.id)
+    told = NOTICES.get(notice, "")
+    if task is None:
+        progress = _progress(site, project_id, me.id)
+        capped = me.daily_cap is not None and progress.today >= me.daily_cap
+        return render(request, "done.html.j2", project=project, progress=progress, capped=capped, notice=told)
+    fields = fields_of(task.answer, project.settings) if task.answer else {}
+    return _page(request, site, me, project, task, fields, notice=told)
+
+
+@router.post("/tasks/{lease_id}/answer")
+def answer(request: Request, site: AnySite, me: Labeller, lease_id: int, form: Form) -> Response:
+    project_id, count = _leased(site, lease_id, me.id)
+    project, fields = site.projects.get(project_id), fields_in(form)
+    try:
+        site.tasks.answer(lease_id, me.id, read_answer(fields, project.settings, count))
+    except Conflict:
+        return go(f"/projects/{project_id}/label?notice=late")
+    except UserError as error:
+        return _again(request, site, me, project, lease_id, fields, error)
+    return go(f"/projects/{project_id}/label")
+
+
+@router.post("/tasks/{lease_id}/skip")
+def skip(request: Request, site: AnySite, me: Labeller, lease_id: int, form: Form) -> Response:
+    project_id, _ = _leased(site, lease_id, me.id)
+    fields = fields_in(form)
+    reason, words = fields.get("reason", "").strip(), fields.get("words", "").strip()
+    try:
+        site.tasks.skip(lease_id, me.id, reason or words, words if reason else "")
+    except Conflict:
+        return go(f"/projects/{project_id}/label?notice=late")
+    except UserError as error:
+        return _again(request, site, me, site.projects.get(project_id), lease_id, fields, error)
+    return go(f"/projects/{project_id}/label")
+
+
+@router.post("/projects/{project_id}/undo")
+def undo(site: AnySite, me: Labeller, project_id: int, form: Form) -> Response:
+    task = site.tasks.undo(project_id, me.id)
+    return go(f"/projects/{project_id}/label" + ("" if task else "?notice=nothing"))
+
+
+def letter(place: int) -> str:
+    """What a response is called by its place on the screen: A, B, C and so on; past Z by its number."""
+    return ascii_uppercase[place] if place < len(ascii_uppercase) else str(place + 1)
+
+
+def fields_in(form: FormData) -> dict[str, str]:
+    """The fields of a form as text; UserError where one is a file."""
+    return {name: text_field(form, name) for name in form if name != "csrf"}
+
+
+def read_answer(fields: Mapping[str, str], settings: ProjectSettings, count: int) -> Answer:
+    """What a form says of `count` responses; UserError for whatever is missing or was not asked."""
+    places = range(count)
+    ratings = {name: [f"rating_{i}_{place}" for place in places] for i, name in enumerate(settings.ratings)}
+    flags = {name: [f"flag_{i}_{place}" for place in places] for i, name in enumerate(settings.flags)}
+    compared = {"rank": [f"rank_{place}" for place in places], "pairwise": ["strength"], "none": []}[settings.compare]
+    asked = {"ideal", "note", *compared}.union(*ratings.values(), *flags.values())
+    if odd := sorted(set(fields) - asked):
+        raise UserError(f"the form has a field {odd[0][:40]!r} that nobody asked for", fix="reload the page and answer again")
+    ranks, strength = None, None
+    if settings.compare == "rank":
+        ranks = read_ranks(fields, count)
+    elif settings.compare == "pairwise":
+        lean = choice(fields, "strength", "which of the two is better", range(-STRENGTHS, STRENGTHS + 1))
+        ranks, strength = (1 if lean <= 0 else 2, 1 if lean >= 0 else 2), abs(lean)
+    return Answer(
+        ranks=ranks,
+        strength=strength,
+        ratings={
+            name: tuple(choice(fields, field, f"how {name} {letter(place)} is", range(1, SCALE + 1)) for place, field in enumerate(row))
+            for name, row in ratings.items()
+        },
+        flags={name: found for name, row in flags.items() if (found := tuple(place for place in places if row[place] in fields))},
+        ideal=fields.get("ideal", ""),
+        note=fields.get("note", ""),
+    )
+
+
+def read_ranks(fields: Mapping[str, str], count: int) -> tuple[int, ...]:
+    """The ranks that a form gives to `count` responses; UserError where one has none."""
+    return tuple(choice(fields, f"rank_{place}", f"the rank of {letter(place)}", range(1, count + 1)) for place in range(count))
+
+
+def choice(fields: Mapping[str, str], name: str, meaning: str, allowed: range) -> int:
+    """One of the numbers that a field may hold."""
+    found = fields.get(name, "")
+    if found not in map(str, allowed):
+        said = f"{meaning} is {found[:40]!r}" if found else f"{meaning} is not said yet"
+        raise UserError(said, expected=f"{allowed[0]} to {allowed[-1]}")
+    return int(found)
+
+
+def fields_of(answer: Answer, settings: ProjectSettings) -> dict[str, str]:
+    """The form that an answer was given in."""
+    fields = {"ideal": answer.ideal, "note": answer.note}
+    if answer.ranks and answer.strength is not None:
+        fields["strength"] = str(answer.strength if answer.ranks[0] > answer.ranks[1] else -answer.strength)
+    elif answer.ranks:
+        fields |= {f"rank_{place}": str(rank) for place, rank in enumerate(answer.ranks)}
+    for i, name in enumerate(settings.ratings):
+        fields |= {f"rating_{i}_{place}": str(value) for place, value in enumerate(answer.ratings.get(name, ()))}
+    for i, name in enumerate(settings.flags):
+        fields |= {f"flag_{i}_{place}": "on" for place in answer.flags.get(name, ())}
+    return fields
+
+
+def categories(tags: Mapping[str, str]) -> list[str]:
+    """What a prompt may hold that not everyone wants to see without warning."""
+    return [name.strip() for name in tags.get("categories", "").split(",") if name.strip()]
+
+
+def _again(
+    request: Request, site: Site, me: Account, project: Project, lease_id: int, fields: Mapping[str, str], error: UserError
+) -> Response:
+    """The same task with what was typed, and what is wrong with it."""
+    task = site.tasks.next(project.id, me.id)
+    if task is None or task.lease_id != lease_id:
+        return go(f"/projects/{project.id}/label?notice=late")
+    return _page(request, site, me, project, task, fields, error=str(error))
+
+
+def _page(
+    request: Request, site: Site, me: Account, project: Project, task: Task, fields: Mapping[str, str], *, notice: str = "", error: str = ""
+) -> HTMLResponse:
+    return render(
+        request,
+        "label.html.j2",
+        status=422 if error else 200,
+        project=project,
+        settings=project.settings,
+        task=task,
+        turns=turns(task.prompt),
+        responses=[(letter(place), text, markdown(text)) for place, text in enumerate(task.responses)],
+        categories=categories(task.prompt.tags),
+        fields=fields,
+        notice=notice,
+        error=error,
+        guidelines=markdown(project.settings.guidelines),
+        progress=_progress(site, project.id, me.id),
+        scale=SCALE,
+        strengths=_strengths(),
+        reasons=REASONS,
+    )
+
+
+def _leased(site: Site, lease_id: int, account_id: int) -> tuple[int, int]:
+    """The project of an annotator's own lease, and how many responses are shown."""
+    query = select(ItemRow.project_id, LeaseRow.order).join(LeaseRow, LeaseRow.item_id == ItemRow.id)
+    with site.database.read() as session:
+        own = LeaseRow.id == lease_id, LeaseRow.account_id == account_id
+        found = session.execute(query.where(*own)).first() if lease_id in IDS else None
+    if found is None:
+        raise NotFound(f"there is no task {lease_id} of yours")
+    return found[0], len(found[1])
+
+
+def _progress(site: Site, project_id: int, account_id: int) -> Progress:
+    midnight = utc_now().replace(hour=0, minute=0, second=0, microsecond=0)
+    today = select(func.count(AnswerRow.id)).where(
+        AnswerRow.account_id == account_id, AnswerRow.created_at >= midnight, AnswerRow.undone_at.is_(None)
+    )
+    waiting = ItemRow.project_id == project_id, WAITING
+    had = (
+        select(func.count(ItemRow.id.distinct()))
+        .join(LeaseRow, LeaseRow.item_id == ItemRow.id)
+        .where(*waiting, LeaseRow.account_id == account_id, LeaseRow.state != "expired")
+    )
+    with site.database.read() as session:
+        all_waiting = session.scalar(select(func.count(ItemRow.id)).where(*waiting)) or 0
+        return Progress(session.scalar(today) or 0, all_waiting - (session.scalar(had) or 0))
+
+
+def _strengths() -> list[tuple[int, str]]:
+    first = [(-degree, f"A is {DEGREES[degree - 1]}") for degree in range(STRENGTHS, 0, -1)]
+    second = [(degree, f"B is {DEGREES[degree - 1]}") for degree in range(1, STRENGTHS + 1)]
+    return [*first, (0, "Both are equally good"), *second]

@@ -1,0 +1,432 @@
+"""Who may do what, what proves to be someone, and what is forgotten of them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from pwdlib import PasswordHash
+from pwdlib.hashers.argon2 import Argon2Hasher
+from sqlalchemy import select
+
+from heed.errors import UserError
+from heed.feedback import accounts as module
+from heed.feedback.accounts import LOG_PAGE, MOST_A_DAY, SESSION_DAYS, Account, Accounts, Role, check_name, name_key
+from heed.feedback.database import Database
+from heed.feedback.projects import Conflict, NotFound, Projects, ProjectSettings
+from heed.feedback.schema import AccountRow, AuditRow, Base, SessionRow, utc_now
+from heed.feedback.tasks import Answer, Tasks
+from heed.records import Prompt, Response
+
+PASSWORD = "a long enough password"
+
+
+@pytest.fixture(autouse=True)
+def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_hasher", PasswordHash((Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1),)))
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(tmp_path / "feedback.db")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def accounts(database: Database) -> Accounts:
+    return Accounts(database)
+
+
+def join(accounts: Accounts, name: str, role: Role = "annotator") -> Account:
+    return accounts.accept(accounts.invite(role, None), name, PASSWORD)
+
+
+def dump(database: Database) -> str:
+    """All that is in all tables."""
+    with database.read() as session:
+        tables = {table.name: [tuple(row) for row in session.execute(select(table))] for table in Base.metadata.sorted_tables}
+    return json.dumps(tables, default=str, ensure_ascii=False)
+
+
+def pass_days(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
+    monkeypatch.setattr(module, "utc_now", lambda: utc_now() + timedelta(days=days))
+
+
+@pytest.mark.parametrize(
+    ("role", "rights"),
+    [("owner", "label see lead own"), ("lead", "label see lead"), ("annotator", "label"), ("viewer", "see")],
+)
+def test_each_role_may_do_just_this(accounts: Accounts, role: Role, rights: str) -> None:
+    account = join(accounts, "Ann", role)
+    assert [right for right in ("label", "see", "lead", "own") if account.may(right)] == rights.split()
+
+
+def test_whoever_accepts_an_invitation_can_sign_in(accounts: Accounts) -> None:
+    account = join(accounts, "Ann", "lead")
+    token = accounts.sign_in("Ann", PASSWORD)
+    assert token is not None
+    signed = accounts.signed_in(token)
+    assert signed is not None
+    assert signed.account == account == accounts.get(account.id)
+
+
+def test_an_invitation_is_good_once(accounts: Accounts) -> None:
+    token = accounts.invite("annotator", None)
+    assert accounts.invited_role(token) == "annotator"
+    accounts.accept(token, "Ann", PASSWORD)
+    with pytest.raises(NotFound, match="no longer good"):
+        accounts.accept(token, "Ben", PASSWORD)
+    with pytest.raises(NotFound):
+        accounts.invited_role(token)
+    assert [account.name for account in accounts.all()] == ["Ann"]
+
+
+def test_many_who_accept_one_invitation_at_once_make_one_account(accounts: Accounts) -> None:
+    token = accounts.invite("annotator", None)
+
+    def accept(number: int) -> bool:
+        try:
+            accounts.accept(token, f"Person {number}", PASSWORD)
+        except NotFound:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(accept, range(8))) == 1
+    assert len(accounts.all()) == 1
+
+
+@pytest.mark.parametrize("token", ["", "forged", "' OR 1=1 --", "\0", "x" * 10_000])
+def test_a_forged_invitation_is_none(accounts: Accounts, token: str) -> None:
+    accounts.invite("owner", None)
+    with pytest.raises(NotFound):
+        accounts.accept(token, "Eve", PASSWORD)
+
+
+def test_an_invitation_expires(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = accounts.invite("annotator", None)
+    pass_days(monkeypatch, 6.9)
+    assert accounts.invited_role(token) == "annotator"
+    pass_days(monkeypatch, 7.1)
+    with pytest.raises(NotFound):
+        accounts.accept(token, "Ann", PASSWORD)
+
+
+def test_no_hash_is_computed_for_strangers_without_an_invitation(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_hasher", None)
+    with pytest.raises(NotFound):
+        accounts.accept("forged", "Eve", PASSWORD)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("Ann", "ann"), ("Änne", "äNNE"), ("Zoe\u0308", "Zo\u00eb"), ("Straße", "STRASSE"), ("Ann", "  Ann "), ("Ann", "\uff21nn")],
+)
+def test_names_that_look_the_same_are_one(accounts: Accounts, first: str, second: str) -> None:
+    account = join(accounts, first)
+    with pytest.raises(Conflict, match="taken"):
+        join(accounts, second)
+    token = accounts.sign_in(second, PASSWORD)
+    assert token is not None
+    signed = accounts.signed_in(token)
+    assert signed is not None
+    assert signed.account == account
+
+
+def test_of_two_who_choose_the_same_name_at_once_one_gets_it(accounts: Accounts) -> None:
+    def accept(name: str) -> bool:
+        try:
+            join(accounts, name)
+        except Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(accept, ["Änne", "änne", "ÄNNE", "änNe"])) == 1
+
+
+@pytest.mark.parametrize("name", ["张伟", "Ólafur Þór", "नमस्ते", "O'Brien; DROP TABLE accounts", '<b>"Bo"</b>', "x" * 80])
+def test_a_name_is_kept_as_it_is_written(accounts: Accounts, name: str) -> None:
+    assert join(accounts, name).name == name
+    assert accounts.sign_in(name, PASSWORD) is not None
+
+
+@pytest.mark.parametrize("name", ["", "   ", "a\nb", "a\0b", "\u202egnol", "zero\u200bwidth", "\ud800", "x" * 81])
+def test_a_name_can_be_seen(name: str) -> None:
+    with pytest.raises(UserError, match="a name of"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("password", ["", "short", "x" * 9, "x" * 1001, "annabel-lee", "Annabel-Lee1"])
+def test_a_password_that_is_short_or_the_name_will_not_do(accounts: Accounts, password: str) -> None:
+    with pytest.raises(UserError, match="a password"):
+        accounts.accept(accounts.invite("annotator", None), "Annabel-Lee", password)
+    assert accounts.all() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "password"),
+    [
+        ("Ann", "wrong password"),
+        ("Ann", ""),
+        ("Ann", PASSWORD.upper()),
+        ("Ben", PASSWORD),
+        ("", ""),
+        ("' OR 1=1 --", PASSWORD),
+        ("%", PASSWORD),
+    ],
+)
+def test_a_wrong_name_or_password_does_not_sign_in(accounts: Accounts, name: str, password: str) -> None:
+    join(accounts, "Ann")
+    assert accounts.sign_in(name, password) is None
+
+
+def test_secrets_are_not_in_the_database(accounts: Accounts, database: Database) -> None:
+    invitation = accounts.invite("annotator", None)
+    account = accounts.accept(invitation, "Ann", PASSWORD)
+    session, key = accounts.start_session(account.id), accounts.new_token(account.id, "notebook")
+    accounts.sign_in("Ann", "hunter2 typed wrong")
+    accounts.sign_in("hunter2 typed as the name", PASSWORD)
+    found = dump(database)
+    for secret in (invitation, session, key, PASSWORD, "hunter2"):
+        assert secret not in found
+
+
+def test_a_session_expires_and_signing_out_ends_it(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    account = join(accounts, "Ann")
+    first, second = accounts.start_session(account.id), accounts.start_session(account.id)
+    accounts.sign_out(first)
+    assert accounts.signed_in(first) is None
+    assert accounts.signed_in(second) is not None
+    pass_days(monkeypatch, SESSION_DAYS + 0.01)
+    assert accounts.signed_in(second) is None
+
+
+def test_sessions_that_have_expired_are_cleared_away(accounts: Accounts, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    account = join(accounts, "Ann")
+    accounts.start_session(account.id)
+    pass_days(monkeypatch, SESSION_DAYS + 1)
+    accounts.start_session(account.id)
+    with database.read() as session:
+        assert len(session.scalars(select(SessionRow.token)).all()) == 1
+
+
+def test_a_new_password_ends_all_sessions_and_the_old_one(accounts: Accounts) -> None:
+    account = join(accounts, "Ann")
+    token = accounts.start_session(account.id)
+    with pytest.raises(UserError, match="old password is wrong"):
+        accounts.change_password(account.id, "not the old one", "another long password")
+    assert accounts.signed_in(token) is not None
+    accounts.change_password(account.id, PASSWORD, "another long password")
+    assert accounts.signed_in(token) is None
+    assert accounts.sign_in("Ann", PASSWORD) is None
+    assert accounts.sign_in("Ann", "another long password") is not None
+
+
+def test_a_key_is_good_until_it_is_revoked_by_its_owner(accounts: Accounts) -> None:
+    ann, ben = join(accounts, "Ann"), join(accounts, "Ben")
+    token = accounts.new_token(ann.id, "notebook")
+    assert accounts.of_token(token) == ann
+    ((digest, label, _),) = accounts.tokens(ann.id)
+    assert label == "notebook"
+    with pytest.raises(NotFound):
+        accounts.revoke_token(ben.id, digest)
+    accounts.revoke_token(ann.id, digest)
+    assert accounts.of_token(token) is None
+    assert accounts.tokens(ann.id) == []
+
+
+@pytest.mark.parametrize("label", ["", "  ", "x" * 81, "a\0b", "a\nb", "\ud800"])
+def test_a_key_has_a_label_that_can_be_seen(accounts: Accounts, label: str) -> None:
+    with pytest.raises(UserError, match="label"):
+        accounts.new_token(join(accounts, "Ann").id, label)
+
+
+def test_limits_are_kept_and_categories_left_alone_where_none_are_named(accounts: Accounts) -> None:
+    account = join(accounts, "Ann")
+    changed = accounts.change(account.id, account.id, daily_cap=3, avoid=["violence ", "gore", "", "gore"])
+    assert (changed.daily_cap, changed.avoid) == (3, ("gore", "violence"))
+    changed = accounts.change(account.id, account.id, daily_cap=None)
+    assert (changed.daily_cap, changed.avoid) == (None, ("gore", "violence"))
+
+
+@pytest.mark.parametrize("cap", [0, -1, MOST_A_DAY + 1, 10**30])
+def test_a_daily_cap_is_a_number_of_answers(accounts: Accounts, cap: int) -> None:
+    with pytest.raises(UserError, match="daily_cap"):
+        accounts.change(join(accounts, "Ann").id, 1, daily_cap=cap)
+
+
+@pytest.mark.parametrize("avoid", [["x" * 81], ["a\0b"], [str(number) for number in range(101)]])
+def test_categories_are_few_and_short(accounts: Accounts, avoid: list[str]) -> None:
+    with pytest.raises(UserError, match="avoid"):
+        accounts.change(join(accounts, "Ann").id, 1, daily_cap=None, avoid=avoid)
+
+
+def test_the_last_owner_stays(accounts: Accounts) -> None:
+    owner = join(accounts, "Ann", "owner")
+    join(accounts, "Ben", "lead")
+    with pytest.raises(Conflict, match="no owner would be left"):
+        accounts.change_role(owner.id, "lead", owner.id)
+    with pytest.raises(Conflict, match="no owner would be left"):
+        accounts.delete(owner.id, owner.id)
+    assert accounts.get(owner.id) == owner
+
+
+def test_of_two_owners_who_leave_at_once_one_stays(accounts: Accounts) -> None:
+    owners = [join(accounts, name, "owner") for name in ("Ann", "Ben")]
+
+    def leave(owner: Account) -> bool:
+        try:
+            accounts.delete(owner.id, owner.id)
+        except Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(leave, owners)) == [False, True]
+
+
+def test_a_role_that_there_is_not_is_refused(accounts: Accounts) -> None:
+    account = join(accounts, "Ann")
+    with pytest.raises(UserError, match="role is 'god'"):
+        accounts.change_role(account.id, "god", account.id)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="role is 'god'"):
+        accounts.invite("god", account.id)  # pyright: ignore[reportArgumentType]
+
+
+def work(database: Database, account: Account) -> None:
+    """Someone answers one task, skips another, and undoes nothing."""
+    projects, tasks = Projects(database), Tasks(database, random.Random(1))
+    project = projects.create(f"Project of {account.id}", ProjectSettings(num_responses=2), None)
+    items = [(Prompt(f"Question {i}?", {"categories": "gore"}), [Response("yes"), Response("no")]) for i in range(3)]
+    projects.add_items(project.id, items, None)
+    task = tasks.next(project.id, account.id)
+    assert task is not None
+    tasks.answer(task.lease_id, account.id, Answer(ranks=(2, 1), flags={"toxic": [1]}, note="clear"))
+    task = tasks.next(project.id, account.id)
+    assert task is not None
+    tasks.skip(task.lease_id, account.id, "cannot tell")
+
+
+def test_after_deletion_the_name_is_nowhere_and_the_judgements_stay(accounts: Accounts, database: Database) -> None:
+    owner, ann = join(accounts, "Olivia", "owner"), join(accounts, "Xanthippe")
+    token = accounts.sign_in("Xanthippe", PASSWORD)
+    key = accounts.new_token(ann.id, "Xanthippe's notebook")
+    accounts.sign_in("Xanthippe", "a wrong password")
+    accounts.change(ann.id, ann.id, daily_cap=7, avoid=["spiders"])
+    accounts.change_role(ann.id, "lead", owner.id)
+    accounts.revoke_token(ann.id, accounts.tokens(ann.id)[0][0])
+    accounts.new_token(ann.id, "xanthippe again")
+    work(database, ann)
+    before = dump(database)
+    assert "Xanthippe" in before
+    assert "spiders" in before
+
+    pseudonym = accounts.delete(ann.id, owner.id)
+
+    after = dump(database)
+    assert "xanthippe" not in after.lower()
+    assert "spiders" not in after
+    with database.read() as session:
+        row = session.get_one(AccountRow, ann.id)
+        assert (row.name, row.password, row.daily_cap, row.avoid) == (pseudonym, None, None, [])
+        signed_by = session.execute(select(Base.metadata.tables["judgements"].c.annotator)).scalars().all()
+    assert signed_by == [pseudonym]
+    assert token is not None
+    assert accounts.signed_in(token) is None
+    assert accounts.of_token(key) is None
+    for name in ("Xanthippe", pseudonym):
+        assert accounts.sign_in(name, PASSWORD) is None
+    with pytest.raises(NotFound):
+        accounts.get(ann.id)
+    assert accounts.all() == [owner]
+
+
+def test_a_name_is_free_again_after_deletion_but_a_pseudonym_is_not(accounts: Accounts) -> None:
+    join(accounts, "Olivia", "owner")
+    pseudonym = accounts.delete(join(accounts, "Ann").id, 1)
+    assert join(accounts, "Ann").name == "Ann"
+    with pytest.raises(Conflict):
+        join(accounts, pseudonym)
+
+
+def test_personal_data_is_all_of_ones_own_and_nothing_of_others(accounts: Accounts, database: Database) -> None:
+    ann, ben = join(accounts, "Ann"), join(accounts, "Ben")
+    accounts.sign_in("Ann", PASSWORD)
+    accounts.sign_in("Ann", "a wrong password")
+    accounts.new_token(ann.id, "notebook")
+    accounts.change(ann.id, ben.id, daily_cap=5, avoid=["gore elsewhere"])
+    accounts.sign_in("Ben", PASSWORD)
+    work(database, ann)
+    work(database, ben)
+
+    data = accounts.personal_data(ann.id)
+
+    assert json.loads(json.dumps(data)) == data
+    assert data["account"]["name"] == "Ann"
+    assert data["account"]["avoid"] == ["gore elsewhere"]
+    assert [key["label"] for key in data["keys"]] == ["notebook"]
+    assert len(data["sign_ins"]) == len(data["sessions"]) == 1
+    assert data["sign_ins"][0].endswith("Z")
+    answer, skip = data["answers"]
+    assert sorted(answer["ranks"]) == [1, 2]
+    assert answer["note"] == "clear"
+    assert answer["created_at"].endswith("Z")
+    assert answer["flags"] == {"toxic": [answer["ranks"].index(1)]}  # the second response shown was ranked first, and flagged
+    assert skip["skipped"] == "cannot tell"
+    assert skip["ranks"] is None
+    actions = [row["action"] for row in data["log"]]
+    assert actions == ["account.create", "sign_in", "sign_in.refused", "token.create", "account.change", "answer", "skip"]
+    assert {row["account_id"] for row in data["log"]} == {ann.id, ben.id, None}
+    assert data["decisions"] == []
+
+
+def test_categories_are_those_of_all_items(accounts: Accounts, database: Database) -> None:
+    assert accounts.categories() == []
+    projects = Projects(database)
+    project = projects.create("P", ProjectSettings(num_responses=2), None)
+    tags = ["violence, gore", "gore", "", "Ärger"]
+    items = [(Prompt(f"{i}?", {"categories": tag}), [Response("a"), Response("b")]) for i, tag in enumerate(tags)]
+    projects.add_items(project.id, items, None)
+    assert accounts.categories() == ["gore", "violence", "Ärger"]
+
+
+def test_answers_are_counted_since_midnight(accounts: Accounts, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann = join(accounts, "Ann")
+    work(database, ann)
+    assert accounts.answers_today() == {ann.id: 2}
+    pass_days(monkeypatch, 1)
+    assert accounts.answers_today() == {}
+
+
+def test_the_log_comes_newest_first_in_pages_and_by_the_beginning_of_actions(accounts: Accounts, database: Database) -> None:
+    with database.write() as session:
+        session.add_all(AuditRow(action=f"tested.{'odd' if i % 2 else 'even'}", detail={"i": i}) for i in range(2 * LOG_PAGE))
+    first = accounts.log()
+    second = accounts.log(before=first[-1].id)
+    assert [entry.detail["i"] for entry in first + second] == list(reversed(range(2 * LOG_PAGE)))
+    assert accounts.log(before=second[-1].id) == []
+    assert [entry.detail["i"] for entry in accounts.log("tested.o")] == list(range(2 * LOG_PAGE - 1, 0, -2))
+    for prefix in ("%", "tested_", "even", "'"):
+        assert accounts.log(prefix) == []
+
+
+def test_the_log_tells_who(accounts: Accounts) -> None:
+    owner = join(accounts, "Olivia", "owner")
+    pseudonym = accounts.delete(join(accounts, "Ann").id, owner.id)
+    assert [(entry.who, entry.action) for entry in accounts.log("account")] == [
+        ("Olivia", "account.delete"),
+        (pseudonym, "account.create"),
+        ("Olivia", "account.create"),
+    ]
+
+
+def test_the_key_of_a_name_is_the_key_of_its_key() -> None:
+    for name in ("Straße", "İstanbul", "ﬁ", "Zoë", "  a "):
+        assert name_key(name_key(name)) == name_key(name)

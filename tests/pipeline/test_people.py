@@ -1,0 +1,117 @@
+"""A stage in which people judge: the sampled responses go to a project, and what annotators say comes back."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from heed.errors import UserError
+from heed.feedback.accounts import Accounts
+from heed.feedback.database import Database
+from heed.feedback.projects import Projects
+from heed.feedback.store import FeedbackStore
+from heed.feedback.tasks import Answer, Tasks
+from heed.pipeline import people
+from heed.pipeline.recipe import load_recipe
+from heed.pipeline.runner import run as run_recipe
+from heed.records import Prompt, Response
+from heed.training.run import Run
+
+ITEMS = [(Prompt(f"Question {i}?"), [Response(f"yes {i}"), Response(f"no {i}"), Response(f"perhaps {i}")]) for i in range(4)]
+
+
+def annotator(database: Database, name: str) -> int:
+    accounts = Accounts(database)
+    return accounts.accept(accounts.invite("annotator", None), name, "a long enough password").id
+
+
+def label(database: Database, project: str, account_id: int, most: int = 100) -> int:
+    """Someone who likes short responses; returns how many items were answered."""
+    tasks, project_id = Tasks(database), Projects(database).get(project).id
+    for number in range(most):
+        task = tasks.next(project_id, account_id)
+        if task is None:
+            return number
+        order = sorted(set(map(len, task.responses)))
+        tasks.answer(task.lease_id, account_id, Answer(ranks=tuple(order.index(len(text)) + 1 for text in task.responses)))
+    return most
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> str:
+    return str(tmp_path / "team.db")
+
+
+def test_items_are_asked_once_and_their_answers_come_back(location: str) -> None:
+    with closing(Database(location)) as database:
+        assert people.ask(database, "tone", ITEMS).startswith("4 items are new")
+        assert people.ask(database, "tone", ITEMS).startswith("0 items are new to project 'tone', 4 were there")
+        assert people.waiting(database, "tone", None) == (4, 4)
+        label(database, "tone", annotator(database, "ann"), most=3)
+        assert people.waiting(database, "tone", None) == (1, 4)
+    found = people.judgements(location, "tone")
+    assert len(found) == 3
+    assert {j.annotator for j in found} == {"ann"}
+    assert all(text.startswith("no") == (rank == 1) for j in found for text, rank in zip(j.responses, j.ranks, strict=True))
+    own = {found[0].prompt.id}
+    assert people.judgements(location, "tone", own) == found[:1]
+
+
+def test_waiting_ends_with_the_last_answer_and_an_open_task_is_waited_for(
+    location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(people, "POLL_SECONDS", 0.01)
+    database = Database(location)
+    people.ask(database, "tone", ITEMS)
+    account, project_id = annotator(database, "ann"), Projects(database).get("tone").id
+    label(database, "tone", account, most=3)
+    task = Tasks(database).next(project_id, account)
+    assert task is not None
+    assert people.waiting(database, "tone", None) == (1, 4)
+    with Run(tmp_path / "run", display=False) as run:
+        thread = Thread(target=people.wait, args=(database, "tone", None, run))
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+        Tasks(database).answer(task.lease_id, account, Answer(ranks=(1, 2, 3)))
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_leads_decision_settles_its_item(location: str) -> None:
+    database = Database(location)
+    people.ask(database, "tone", ITEMS[:1])
+    account = annotator(database, "ann")
+    label(database, "tone", account)
+    Tasks(database).decide(1, account, (3, 2, 1))
+    (judgement,) = people.judgements(location, "tone")
+    assert (judgement.annotator, judgement.ranks) == ("lead", (3, 2, 1))
+
+
+def test_a_recipe_learns_from_a_project(location: str, tmp_path: Path, tiny_model: Path) -> None:
+    database = Database(location)
+    people.ask(database, "tone", ITEMS)
+    label(database, "tone", annotator(database, "ann"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"name: team\nmodel: {tiny_model}\nmax_length: 64\ndevice: cpu\noutput: {tmp_path / 'run'}\n"
+        f"stages:\n- judge: {{project: tone, database: {location}}}\n- reward_model: {{batch_size: 2, held_out: 0.25}}\n"
+    )
+    run_recipe(load_recipe(recipe), lambda _: None, display=False)
+    with closing(FeedbackStore(tmp_path / "run" / "stages" / "01-judge" / "feedback.db")) as store:
+        assert store.judgements() == people.judgements(location, "tone")
+    assert (tmp_path / "run" / "stages" / "02-reward_model" / "model").is_dir()
+
+
+def test_a_project_without_answers_is_said_to_have_none(location: str, tmp_path: Path, tiny_model: Path) -> None:
+    people.ask(Database(location), "tone", ITEMS)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"name: team\nmodel: {tiny_model}\nmax_length: 64\ndevice: cpu\noutput: {tmp_path / 'run'}\n"
+        f"stages:\n- judge: {{project: tone, database: {location}, wait: false}}\n- reward_model:\n"
+    )
+    with pytest.raises(UserError, match="has no answers"):
+        run_recipe(load_recipe(recipe), lambda _: None, display=False)
