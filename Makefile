@@ -36,7 +36,7 @@ benchmarks/.venv-%/.installed: pyproject.toml
 	$(@D)/bin/python -m pip install --quiet 'torch>=2.9,<2.14' 'trl==$(TRL).*' matplotlib --editable .
 	@touch $@
 
-# An hour and a half on two quiet cores, then the learning results.
+# About two hours on two quiet cores, then the learning results.
 bench: bench-speed bench-quality
 
 bench-speed: $(VENV)/.installed peers

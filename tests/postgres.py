@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 
@@ -25,13 +27,20 @@ def _user() -> str | None:
     return next((name for name in ("postgres", "nobody") if name in known), None)
 
 
-@pytest.fixture(scope="session")
-def postgres_cluster() -> Iterator[Path]:
-    """The folder of a running server, with its socket."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
+class Missing(Exception):
+    """There is no PostgreSQL here, and why."""
+
+
+@contextmanager
+def running_cluster() -> Iterator[Path]:
+    """The folder of a running server, with its socket; raises Missing where there can be none."""
     initdb, pg_ctl, user = shutil.which("initdb"), shutil.which("pg_ctl"), _user()
-    if initdb is None or pg_ctl is None or user is None:
-        pytest.skip("PostgreSQL's initdb and pg_ctl are not on the path" if user else "there is no user to run PostgreSQL as")
+    if find_spec("psycopg") is None:
+        raise Missing("psycopg is not installed")
+    if initdb is None or pg_ctl is None:
+        raise Missing("PostgreSQL's initdb and pg_ctl are not on the path")
+    if user is None:
+        raise Missing("there is no user to run PostgreSQL as")
     folder = Path(tempfile.mkdtemp(prefix="heed-postgres-"))
     shutil.chown(folder, user)
 
@@ -52,6 +61,16 @@ def postgres_cluster() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def postgres_cluster() -> Iterator[Path]:
+    """The folder of a running server."""
+    try:
+        with running_cluster() as folder:
+            yield folder
+    except Missing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
 def postgres_databases(postgres_cluster: Path) -> list[str]:
     """Databases that are empty, and that no test uses now."""
     return []
@@ -61,7 +80,7 @@ def postgres_databases(postgres_cluster: Path) -> list[str]:
 def new_postgres_database(postgres_cluster: Path, postgres_databases: list[str]) -> Iterator[Callable[[], str]]:
     """Gives an empty database, of which it returns the URL."""
     given: list[str] = []
-    server = create_engine(_url(postgres_cluster, "postgres"), isolation_level="AUTOCOMMIT")
+    server = create_engine(database_url(postgres_cluster, "postgres"), isolation_level="AUTOCOMMIT")
 
     def make() -> str:
         if postgres_databases:
@@ -70,13 +89,13 @@ def new_postgres_database(postgres_cluster: Path, postgres_databases: list[str])
             given.append(f"test_{token_hex(4)}")
             with server.connect() as connection:
                 connection.exec_driver_sql(f"CREATE DATABASE {given[-1]}")
-        return _url(postgres_cluster, given[-1]).render_as_string()
+        return database_url(postgres_cluster, given[-1]).render_as_string()
 
     yield make
     for name in given:
         with server.connect() as connection:
             connection.exec_driver_sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
-        emptied = create_engine(_url(postgres_cluster, name))
+        emptied = create_engine(database_url(postgres_cluster, name))
         with emptied.begin() as connection:  # much faster than another database
             connection.exec_driver_sql("DROP SCHEMA public CASCADE")
             connection.exec_driver_sql("CREATE SCHEMA public")
@@ -85,7 +104,8 @@ def new_postgres_database(postgres_cluster: Path, postgres_databases: list[str])
     server.dispose()
 
 
-def _url(folder: Path, name: str) -> URL:
+def database_url(folder: Path, name: str) -> URL:
+    """Of a database in a running cluster."""
     return URL.create("postgresql+psycopg", username="heed", database=name, query={"host": str(folder)})
 
 

@@ -92,7 +92,7 @@ class Team:
         overlaps = {project.id: project.settings.overlap for project in self.projects.all()}
         with self.database.read() as session:
             slots = select(LeaseRow.item_id, func.count(LeaseRow.slot)).group_by(LeaseRow.item_id)
-            taken = dict(session.execute(slots).tuples().all())
+            taken = dict(session.execute(slots).all())
             items = session.scalars(select(ItemRow))
             wanted = {row: 0 if row.gold else max(0, overlaps[row.project_id] - taken.get(row.id, 0)) for row in items}
             return [row.id for row, remaining in wanted.items() if row.remaining != remaining]

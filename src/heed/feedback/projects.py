@@ -164,7 +164,7 @@ class Projects:
         )
         with self.database.read() as session:
             overlaps = {row.id: settings_of(row).overlap for row in session.scalars(select(ProjectRow))}
-            found = session.execute(counts).tuples().all()
+            found = session.execute(counts).all()
         return {i: Progress(items, gold, items * overlaps[i], waiting) for i, items, gold, waiting in found}
 
     def change(self, project_id: int, settings: ProjectSettings, revision: int, by: int | None) -> Project:
@@ -217,7 +217,7 @@ class Projects:
             project = _project(find_project(session, project_id, lock=True))
             _check_style(session, project, [prompt for prompt, _ in items])
             settings, rows, known, too_few, left_over = project.settings, [], 0, 0, 0
-            have = set(session.execute(select(ItemRow.prompt_id, ItemRow.digest).where(ItemRow.project_id == project_id)).tuples())
+            have = set(session.execute(select(ItemRow.prompt_id, ItemRow.digest).where(ItemRow.project_id == project_id)))
             for index, ((prompt, _), found) in enumerate(zip(items, ids, strict=True)):
                 right = gold[index] if gold else None
                 different = list(dict.fromkeys(found))
