@@ -217,7 +217,7 @@ class Projects:
             project = _project(find_project(session, project_id, lock=True))
             _check_style(session, project, [prompt for prompt, _ in items])
             settings, rows, known, too_few, left_over = project.settings, [], 0, 0, 0
-            have = set(session.execute(select(ItemRow.prompt_id, ItemRow.digest).where(ItemRow.project_id == project_id)))
+            have = set(map(tuple, session.execute(select(ItemRow.prompt_id, ItemRow.digest).where(ItemRow.project_id == project_id))))
             for index, ((prompt, _), found) in enumerate(zip(items, ids, strict=True)):
                 right = gold[index] if gold else None
                 different = list(dict.fromkeys(found))
