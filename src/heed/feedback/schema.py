@@ -283,6 +283,61 @@ class DecisionRow(Base):
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
+class WaitingPromptRow(Base):
+    """A prompt of a project that a policy is to answer."""
+
+    __tablename__ = "waiting_prompts"
+    __table_args__ = (UniqueConstraint("project_id", "prompt_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    """Prompts are answered in this order."""
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
+    prompt_id: Mapped[str] = mapped_column(ForeignKey("prompts.id"))
+    taken_until: Mapped[datetime | None]
+    """When another sampler may take it; none where nobody has."""
+    answered_at: Mapped[datetime | None]
+    """When its responses were sampled."""
+
+
+class RewardModelRow(Base):
+    """A reward model that scored a project's responses."""
+
+    __tablename__ = "reward_models"
+    __table_args__ = (UniqueConstraint("project_id", "digest"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    """Where it was."""
+    digest: Mapped[str] = mapped_column(String(64))
+    """Hash of its weights: a folder may come to hold another model."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class RewardScoreRow(Base):
+    """What a reward model gives a response."""
+
+    __tablename__ = "reward_scores"
+
+    reward_model_id: Mapped[int] = mapped_column(ForeignKey("reward_models.id"), primary_key=True)
+    response_id: Mapped[int] = mapped_column(ForeignKey("responses.id"), primary_key=True)
+    score: Mapped[float]
+
+
+class LearningCurveRow(Base):
+    """How accurate reward models became from a part of a project's labels, and from all of them."""
+
+    __tablename__ = "learning_curves"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), index=True)
+    model: Mapped[str]
+    """What they were trained from."""
+    points: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    """Of each: how many answers and pairs it was trained on, and its accuracy on those held out, with an interval."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
 class AuditRow(Base):
     """Who changed what; the database refuses to change or delete a row."""
 
