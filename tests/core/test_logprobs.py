@@ -53,8 +53,8 @@ def test_equal_the_definition(seed: int, num_tokens: int, vocabulary: int, tempe
     close(entropy, [naive.entropy(row) for row in rows])
 
 
-@given(seeds, st.integers(1, 40), st.sampled_from([1.0, 0.6]), st.booleans())
-def test_chunked_equals_whole_forward_and_backward(seed: int, chunk_elements: int, temperature: float, with_bias: bool) -> None:
+@given(seeds, st.integers(1, 40), st.integers(0, 40), st.sampled_from([1.0, 0.6]), st.booleans())
+def test_chunked_equals_whole_forward_and_backward(seed: int, chunk_elements: int, kept: int, temperature: float, with_bias: bool) -> None:
     leaves = [normal(seed, 5, 4), normal(seed + 1, 7, 4), *([normal(seed + 2, 7)] if with_bias else [])]
     targets = torch.tensor([0, 6, 3, 3, 1])
     upstream = normal(seed + 3, 2, 5)
@@ -63,9 +63,8 @@ def test_chunked_equals_whole_forward_and_backward(seed: int, chunk_elements: in
         hidden, weight, *rest = (x.clone().requires_grad_() for x in leaves)
         bias = rest[0] if rest else None
         if chunked:
-            logprobs, entropy = token_logprobs(
-                hidden, weight, targets, bias=bias, temperature=temperature, with_entropy=True, chunk_elements=chunk_elements
-            )
+            options = {"temperature": temperature, "with_entropy": True, "chunk_elements": chunk_elements, "kept_elements": kept}
+            logprobs, entropy = token_logprobs(hidden, weight, targets, bias=bias, **options)
         else:
             logprobs, entropy = whole(hidden, weight, targets, bias, temperature)
         assert entropy is not None
@@ -122,6 +121,17 @@ def test_no_tensor_the_size_of_all_logits_ever_exists(which: str) -> None:
         out.sum().backward()
     assert 0 < forward <= chunk_elements
     assert largest.numel <= chunk_elements
+
+
+@pytest.mark.parametrize("kept_elements", [0, 299, 1000, 10_000])
+def test_no_more_logits_wait_for_backward_than_may(kept_elements: int) -> None:
+    hidden, weight = normal(0, 64, 4).requires_grad_(), normal(1, 50, 4)
+    targets = torch.zeros(64, dtype=torch.long)
+    logprobs, _ = token_logprobs(hidden, weight, targets, chunk_elements=100, kept_elements=kept_elements)
+    waiting = [logits.numel() for logits in logprobs.grad_fn.kept.values()]  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    assert sum(waiting) == min(64 * 50, kept_elements // 100 * 100)
+    first, again = (torch.autograd.grad(logprobs.sum(), hidden, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, again), "logits that were used up are computed again"
 
 
 def test_the_recorder_of_the_largest_tensor_sees_backward_too() -> None:

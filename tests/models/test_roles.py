@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from heed.models import LanguageModel, LoRAConfig, ScalarModel, TokenBatch, critic_from, load_policy, new_scalar_model
+from heed.models.role import CPU_TOKENS, GPU_TOKENS, micro_batch_tokens
 
 Roles = tuple[LanguageModel, ScalarModel, ScalarModel]
 CHECKPOINTING = pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
@@ -156,3 +157,18 @@ def test_the_third_role_of_a_kind_gets_a_name_of_its_own(make_folder: Callable[.
     policy = load_policy(make_folder("llama"), lora=LoRAConfig(rank=2), device="cpu")
     names = [new_scalar_model(policy, "value", seed=i).adapter for i in range(3)]
     assert names == ["value", "value2", "value3"]
+
+
+def test_micro_batches_of_larger_models_hold_fewer_tokens_on_a_cpu_but_never_too_few_for_its_products() -> None:
+    sizes = [(2, 64), (4, 256), (8, 320), (12, 768), (16, 2048), (80, 8192)]
+    budgets = [micro_batch_tokens("cpu", layers, width) for layers, width in sizes]
+    assert budgets == sorted(budgets, reverse=True)
+    assert (budgets[0], budgets[-1]) == (CPU_TOKENS, CPU_TOKENS // 4)
+    assert all(tokens * layers * width <= 2**22 for tokens, (layers, width) in zip(budgets[:3], sizes, strict=False))
+    assert micro_batch_tokens("cuda", 80, 8192) == GPU_TOKENS
+
+
+def test_a_budget_that_is_told_is_kept(make_folder: Callable[..., Path]) -> None:
+    policy = load_policy(make_folder("llama"), device="cpu")
+    assert policy.token_budget(None) == CPU_TOKENS
+    assert policy.token_budget(7) == 7

@@ -10,6 +10,9 @@ from torch.autograd.function import once_differentiable
 
 from heed.core.head import Head, autocast_head, wide
 
+KEPT_ELEMENTS = 2**24
+"""How many logits wait for the backward pass unless told: 64 MB in fp32, and a quarter less time in the head."""
+
 
 def token_logprobs(
     hidden: Tensor,
@@ -20,16 +23,18 @@ def token_logprobs(
     temperature: float = 1.0,
     with_entropy: bool = False,
     chunk_elements: int | None = None,
+    kept_elements: int = KEPT_ELEMENTS,
 ) -> tuple[Tensor, Tensor | None]:
     """The log-probability of each target token and, if asked for, the entropy in nats of the distribution it is drawn from.
 
     `logprobs_n = log p_n[targets_n]` and `entropy_n = -sum_v p_nv log p_nv`, `p = softmax((hidden @ weight.T + bias) / temperature)`.
     hidden `[N, D]`, weight `[V, D]`, targets `[N]`, bias `[V]` -> `[N]` and `[N]` or None, in fp32 or wider, both differentiable in
-    hidden, weight and bias. At most `chunk_elements` logits (one token's at least; by default `head.CHUNK_ELEMENTS`) exist at a
-    time; backward computes them again.
+    hidden, weight and bias. `chunk_elements` logits (one token's at least; by default `head.CHUNK_ELEMENTS`) are computed at a
+    time; at most `kept_elements` wait for backward, which computes the others again.
     """
     head = autocast_head(hidden, weight, bias, temperature)
-    return _TokenLogprobs.apply(*head, targets, with_entropy, chunk_elements)  # pyright: ignore[reportReturnType]
+    num_kept = kept_elements // weight.shape[0] if torch.is_grad_enabled() else 0
+    return _TokenLogprobs.apply(*head, targets, with_entropy, chunk_elements, num_kept)  # pyright: ignore[reportReturnType]
 
 
 def sequence_logprobs(
@@ -83,20 +88,24 @@ class _TokenLogprobs(torch.autograd.Function):
         targets: Tensor,
         with_entropy: bool,
         chunk_elements: int | None,
+        num_kept: int,
     ) -> tuple[Tensor, Tensor | None]:
         head = Head(hidden, weight, bias, temperature)
         logprobs = hidden.new_empty(targets.shape, dtype=wide(hidden.dtype))
         normaliser = torch.empty_like(logprobs)
         entropy = torch.empty_like(logprobs) if with_entropy else None
+        kept: dict[int, Tensor] = {}
         for rows in head.chunks(chunk_elements):
             logits = head.logits(rows)
             normaliser[rows] = logits.logsumexp(1)
-            logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normaliser[rows]
+            log_p = logits.sub_(normaliser[rows, None])
+            logprobs[rows] = log_p.gather(1, targets[rows, None]).squeeze(1)
+            if rows.start + len(log_p) <= num_kept:
+                kept[rows.start] = log_p
             if entropy is not None:
-                log_p = logits.sub_(normaliser[rows, None])
                 entropy[rows] = -log_p.exp().mul_(log_p).sum(1)
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy)
-        ctx.temperature, ctx.chunk_elements = temperature, chunk_elements
+        ctx.temperature, ctx.chunk_elements, ctx.kept = temperature, chunk_elements, kept
         ctx.set_materialize_grads(False)
         return logprobs, entropy
 
@@ -111,7 +120,9 @@ class _TokenLogprobs(torch.autograd.Function):
 
         def grad_logits(rows: slice) -> Tensor:
             """`g (onehot - p) - h p (log p + entropy)` for the gradients g of the log-probabilities and h of the entropies."""
-            log_p = head.logits(rows).sub_(normaliser[rows, None])
+            # Taken out, for it is overwritten: a second backward pass through the same graph computes it again.
+            log_p = ctx.kept.pop(rows.start, None)
+            log_p = head.logits(rows).sub_(normaliser[rows, None]) if log_p is None else log_p
             g = grad_target[rows, None]
             if grad_entropy is None:
                 grad = log_p.exp_().mul_(-g)
@@ -120,4 +131,4 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad = log_p.add_(entropy[rows, None]).mul_(grad_entropy[rows, None]).add_(g).mul_(p).neg_()
             return grad.scatter_add_(1, targets[rows, None], g)
 
-        return *head.backward(ctx.chunk_elements, ctx.needs_input_grad, grad_logits), None, None, None, None
+        return *head.backward(ctx.chunk_elements, ctx.needs_input_grad, grad_logits), None, None, None, None, None

@@ -16,6 +16,8 @@ from heed.records import TokenSequence
 
 GPU_TOKENS, CPU_TOKENS = 2**13, 2**11
 """A GPU wants large products; a CPU loses more to padding, and to activations that leave its cache."""
+CPU_ACTIVATIONS = 2**22
+"""Tokens times layers times width in a micro-batch on a CPU: about half a gigabyte of activations."""
 
 
 class Role:
@@ -54,7 +56,7 @@ class Role:
 
     def token_budget(self, max_tokens: int | None) -> int:
         """Tokens in one micro-batch: as many as told or, where nothing is, as the device does best."""
-        return max_tokens or (CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS)
+        return max_tokens or micro_batch_tokens(self.device.type, self.model.config.num_hidden_layers, self.backbone.hidden_size)
 
     def micro_batches(self, sequences: Sequence[TokenSequence], max_tokens: int | None = None) -> list[list[int]]:
         """Indices of sequences in groups that `hidden` runs within the token budget, those of one prompt that stand together in one."""
@@ -116,6 +118,11 @@ class Role:
 
     def _head_weights(self) -> dict[str, nn.Parameter]:
         return {}
+
+
+def micro_batch_tokens(device: str, layers: int, width: int) -> int:
+    """Tokens in a micro-batch that a device does best; on a CPU fewer for larger models."""
+    return GPU_TOKENS if device != "cpu" else max(CPU_TOKENS // 4, min(CPU_TOKENS, CPU_ACTIVATIONS // (layers * width)))
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from heed.models.role import CPU_TOKENS, GPU_TOKENS
+from heed.models.role import micro_batch_tokens
 from heed.pipeline import people, sources
 from heed.pipeline.check import SAMPLE_ROWS, Checked, Shape, check, responses
 from heed.pipeline.plan import PlannedStage, plan
@@ -161,7 +161,7 @@ class Estimator:
                 if "responses" in each.inputs:
                     size = self.size(each, "responses")
                 else:
-                    size = self.rendered([j.ranking() for j in people.judgements(config.database, config.project)])
+                    size = self.rendered([j.ranking() for j in people.judged(config.database, config.project).judgements])
                 judged = size.items * (1 if config.project else 1 + config.shared * (len(config.annotators) - 1))
                 self.sizes["preferences", f"{each.name}/feedback.db"] = replace(size, items=judged)
                 return size, Work(models=0)
@@ -245,7 +245,7 @@ class Estimator:
         trained = lora_parameters(self.recipe, self.shape) if self.recipe.lora else n
         weights = n * size * work.models + trained * 3 * size * work.trainable
         told = getattr(each.stage.config, "max_tokens", None)
-        tokens = (told or (CPU_TOKENS if self.machine.device == "cpu" else GPU_TOKENS)) if work.trained else 0
+        tokens = (told or micro_batch_tokens(self.machine.device, self.shape.layers, self.shape.width)) if work.trained else 0
         per_token = self.shape.width * (2 if self.recipe.gradient_checkpointing else 24 * self.shape.layers) * size
         return PROCESS_GB + (weights + tokens * per_token) / 1e9
 

@@ -55,7 +55,8 @@ class PolicyGradientConfig(loop.TrainConfig):
     missing_eos_penalty: float = 1.0
     """Taken from the score of a response that did not end by itself."""
     kl_sample: int | None = None
-    """Rollouts per iteration on which exact KL, entropy and log-probability gap are measured; none takes a quarter of them, 32 at most."""
+    """Rollouts per iteration on which exact KL, entropy and log-probability gap are measured, in whole groups; none takes a
+    quarter of them, 32 at most."""
     old_logprobs: Literal["auto", "engine", "trainer"] = "auto"
     """Whose log-probabilities the ratio starts from: the engine's, which cost nothing; the trainer's, for one more pass; `auto` takes the
     engine's in fp32, where the two are equal but for rounding, and the trainer's under bf16."""
@@ -296,8 +297,9 @@ def rollout_metrics(
     `logprob_gap` is the largest difference between what the engine and the trainer say of a sampled token.
     """
     mask = scored.batch.response_mask
-    wanted = config.kl_sample or min(32, math.ceil(len(rollouts) / 4))
-    chosen = rollouts[:: math.ceil(len(rollouts) / wanted)]
+    n, wanted = config.samples_per_prompt, config.kl_sample or min(32, math.ceil(len(rollouts) / 4))
+    every = math.ceil(len(rollouts) / n / math.ceil(wanted / n))
+    chosen = [r for i, r in enumerate(rollouts) if i // n % every == 0]  # whole groups, since they share their prompt
     sample = [r.sequence() for r in chosen]
     kl, entropy, num_tokens, gap = 0.0, 0.0, 0, 0.0
     for members in policy.micro_batches(sample, config.max_tokens):

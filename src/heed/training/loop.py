@@ -35,7 +35,8 @@ class TrainConfig:
     epochs: int = 1
     """Passes over the data."""
     max_tokens: int | None = None
-    """Tokens in one micro-batch, padding included; none takes what the device does best, 8,192 on a GPU and 2,048 on a CPU."""
+    """Tokens in one micro-batch, padding included; none takes what the device does best: 8,192 on a GPU, and on a
+    CPU 2,048, down to 512 for larger models."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup_fraction: float = 0.03
