@@ -4,7 +4,7 @@
 
 A real server process on loopback, over SQLite and, where its programs are present, PostgreSQL (fsync on). First many annotators at
 once: each gets the task's page, waits for `--pause` seconds on average, and sends the answer; a save is the time until the server has
-acknowledged it. Then every page over a store of `--judgements` judgements, asked for one after the other.
+acknowledged it. Then every page, and saves, over a store of `--judgements` judgements, asked for one after the other.
 """
 
 from __future__ import annotations
@@ -69,18 +69,17 @@ class Annotator(Thread):
                     self.refused.append(f"page {page.status_code}")
                     continue
                 time.sleep(self.random.uniform(0.5 * pause, 1.5 * pause))
-                fields = {
-                    "csrf": self.csrf,
-                    "note": "",
-                    **{f"rank_{i}": str(self.random.randint(2, K)) for i in range(1, K)},
-                    "rank_0": "1",
-                }
-                done, taken = timed(browser, "POST", f"/tasks/{found[1]}/answer", data=fields)
+                done, taken = timed(browser, "POST", f"/tasks/{found[1]}/answer", data=ranking(self.csrf, self.random))
                 self.saves.append(taken)
-                if done.status_code == 303 and "notice" not in done.headers["location"]:
+                if done.status_code == 303:
                     self.saved.append(int(found[1]))
                 else:
                     self.refused.append(f"save {done.status_code}")
+
+
+def ranking(csrf: str, generator: random.Random) -> dict[str, str]:
+    """A form that is filled in."""
+    return {"csrf": csrf, "note": "", "rank_0": "1", **{f"rank_{i}": str(generator.randint(2, K)) for i in range(1, K)}}
 
 
 def timed(browser: httpx.Client, method: str, path: str, **options: Any) -> tuple[httpx.Response, float]:
@@ -160,7 +159,7 @@ def load(location: str, log: Path, options: argparse.Namespace) -> dict[str, Any
 
 
 def fill(database: Database, project_id: int, annotators: list[int], judgements: int) -> None:
-    """Judgements of every item by as many annotators as it wants, straight into the tables; the last item in twenty is left for later."""
+    """Judgements of every item by as many annotators as it wants, straight into the tables; what is beyond is left for later."""
     generator, now = random.Random(1), utc_now()
     with database.read() as session:
         items = session.execute(select(ItemRow.id, ItemRow.prompt_id).order_by(ItemRow.id)).all()
@@ -203,7 +202,8 @@ def fill(database: Database, project_id: int, annotators: list[int], judgements:
 def full_store(location: str, log: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Every page over many judgements: the first time, and the slowest and the median of those after."""
     database = Database(location)
-    project_id = new_project(database, options.judgements // OVERLAP * 20 // 19 + 1)
+    judged = options.judgements // OVERLAP
+    project_id = new_project(database, judged + max(judged // 19, 101))
     team = people(database, 50, "annotator")
     fill(database, project_id, [account_id for account_id, _, _ in team], options.judgements)
     ((_, owner, _),) = people(database, 1, "owner")
@@ -221,17 +221,34 @@ def full_store(location: str, log: Path, options: argparse.Namespace) -> dict[st
         "people": (owner, "/people"),
         "account": (owner, "/account"),
         "audit": (owner, "/audit"),
+        "import": (owner, f"{project}/import"),
         "export": (owner, f"{project}/export"),
         "settings": (owner, f"{project}/settings"),
         "guidelines": (owner, f"{project}/guidelines"),
     }
     with serving(location, log) as (_, address):
-        return {name: page_times(address, cookie, path, 3 if options.quick else 10) for name, (cookie, path) in pages.items()}
+        number = 3 if options.quick else 10
+        found = {name: page_times(address, cookie, path, number) for name, (cookie, path) in pages.items()}
+        return {**found, "save": save_times(address, team[0], f"{project}/label", 10 * number)}
+
+
+def save_times(address: str, annotator: tuple[int, str, str], path: str, number: int) -> dict[str, Any]:
+    _, cookie, csrf = annotator
+    generator, found = random.Random(0), []
+    with httpx.Client(base_url=address, cookies={COOKIE: cookie}, timeout=600) as browser:
+        for _ in range(number + 1):
+            lease = re.search(r"/tasks/(\d+)/answer", browser.get(path).text)
+            assert lease is not None, "items are left to be judged"
+            found.append(timed(browser, "POST", f"/tasks/{lease[1]}/answer", data=ranking(csrf, generator)))
+    return summary(found)
 
 
 def page_times(address: str, cookie: str, path: str, number: int) -> dict[str, Any]:
     with httpx.Client(base_url=address, cookies={COOKIE: cookie}, timeout=600) as browser:
-        found = [timed(browser, "GET", path) for _ in range(number + 1)]
+        return summary([timed(browser, "GET", path) for _ in range(number + 1)])
+
+
+def summary(found: list[tuple[httpx.Response, float]]) -> dict[str, Any]:
     times = [round(taken, 1) for _, taken in found]
     status = Counter(response.status_code for response, _ in found)
     return {"status": dict(status), "first_ms": times[0], "median_ms": statistics.median(times[1:]), "slowest_ms": max(times[1:])}

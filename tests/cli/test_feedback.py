@@ -11,6 +11,8 @@ import pytest
 from heed.cli.main import main
 from heed.data.readers import read_preferences
 from heed.feedback.database import Database
+from heed.feedback.projects import Projects, ProjectSettings
+from tests.feedback.panel import panel
 from tests.feedback.team import Team
 
 
@@ -44,6 +46,40 @@ def test_pairs_with_a_card(location: str, tmp_path: Path, capsys: pytest.Capture
     assert f"- rows: {len(records)}" in card.read_text()
 
 
+def test_labels_that_are_weighed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("crowdkit")
+    database, output, card = Database(tmp_path / "team.db"), str(tmp_path / "rankings.jsonl"), tmp_path / "card.md"
+    panel(database)
+    database.close()
+    words = ["feedback", "export", str(tmp_path / "team.db"), "--project", "panel", "--kind", "rankings", "--weights"]
+    assert main([*words, "--output", output, "--card", str(card)]) == 0
+    weights = {row["annotator"]: row["weight"] for row in map(json.loads, Path(output).read_text().splitlines())}
+    assert weights["ann"] > 0.95
+    assert weights["eve"] < 0.9
+    assert f"| ann | 30 | {weights['ann']:.3f} |" in card.read_text()
+    assert {record.weight for record in read_preferences(output).records} == set(weights.values())
+
+
+def test_a_file_with_its_own_rankings_is_what_a_named_annotator_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    location, file = str(tmp_path / "team.db"), tmp_path / "pairs.jsonl"
+    database = Database(location)
+    Projects(database).create("pairs", ProjectSettings(compare="pairwise", num_responses=2), None)
+    database.close()
+    file.write_text("".join(json.dumps({"prompt": f"{i}?", "chosen": "yes", "rejected": "no"}) + "\n" for i in range(3)))
+    for told in (
+        ("pairs: 3 new items of prompt + chosen + rejected (text)", "Paper: 3 answers"),
+        ("pairs: 0 new items of prompt + chosen + rejected (text), 3 known", "Paper: 0 answers, 3 known"),
+    ):
+        assert main(["feedback", "add", location, "pairs", str(file), "--annotator", "Paper"]) == 0
+        assert capsys.readouterr().out.splitlines() == list(told)
+    assert main(["feedback", "status", location]) == 0
+    assert capsys.readouterr().out == "pairs: answers: 3 of 3, items: 3, annotators: 1\n"
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Hi?"}\n')
+    assert main(["feedback", "add", location, "pairs", str(prompts), "--annotator", "Paper"]) == 2
+    assert "rank nothing" in capsys.readouterr().err
+
+
 def test_a_whole_project_comes_back_equal(location: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [tmp_path / "here.jsonl", tmp_path / "there.jsonl.gz"]
     there = str(tmp_path / "new" / "there.db")
@@ -65,7 +101,12 @@ def test_a_whole_project_comes_back_equal(location: str, tmp_path: Path, capsys:
         (["export", "DB", "--project", "x", "--kind", "full", "--output", "o"], "there is no project 'x'"),
         (["export", "DB", "--project", "Old", "--kind", "pairs", "--output", "o"], "there are no pairs to export"),
         (["export", "DB", "--project", "Old", "--kind", "pears", "--output", "o"], "pears"),
-        (["export", "DB", "--project", "Old", "--kind", "full", "--output", "o", "--checks"], "filters or a card for kind full"),
+        (["export", "DB", "--project", "Old", "--kind", "full", "--output", "o", "--checks"], "filters, weights or a card for kind full"),
+        (["export", "DB", "--project", "Old", "--kind", "full", "--output", "o", "--weights"], "filters, weights or a card for kind full"),
+        (["export", "DB", "--project", "Kind answers", "--kind", "pairs", "--output", "o", "--weights"], "nobody has compared 20 items"),
+        (["curve", "absent.db", "x", "--model", "m"], "absent.db: there is no such file; expected a feedback database"),
+        (["curve", "DB", "x", "--model", "m"], "there is no project 'x'"),
+        (["curve", "DB", "Kind answers", "--model", "m"], "items of 'Kind answers' have a ranking; expected 10 or more"),
         (["export", "DB", "--project", "Kind answers", "--kind", "pairs", "--output", "o", "--since", "soon"], "the time 'soon'"),
         (["export", "DB", "--project", "Kind answers", "--kind", "pairs", "--output", "no/such/o"], "no/such/o: cannot be written"),
         (["export", "DB", "--project", "Kind answers", "--kind", "pairs", "--output", "o", "--card", "no/such/c"], "no/such/c: cannot be"),

@@ -115,13 +115,16 @@ def test_the_first_start_without_data_serves_the_built_in_world(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--project", "x"], "project is 'x'; expected --data FILE beside it"),
+        (["--project", "x"], "project is 'x'; expected --data FILE or --policy FOLDER beside it"),
+        (["--policy", "testbed"], "policy is 'testbed'; expected --project NAME or --data FILE beside it"),
+        (["--policy", "testbed", "--project", "x"], "there is no project 'x'"),
+        (["--policy", ".", "--data", "absent.jsonl"], ".: neither config.json nor recipe.yaml is here"),
         (["--port", "70000"], "port is 70000; expected 0 to 65535"),
         (["--host", "no such host"], "host is 'no such host'"),
         (["--host", "203.0.113.7"], "cannot serve 203.0.113.7:0"),
         (["--data", "absent.jsonl"], "absent.jsonl: cannot be read"),
         (["--data", "bad.jsonl"], "bad.jsonl:1: "),
-        (["--data", "prompts.jsonl"], "prompts.jsonl: rows of prompt (text), one response to each prompt; expected 2 responses or more"),
+        (["--data", "alone.jsonl"], "alone.jsonl: rows of prompt + response (text), one response to each prompt; expected 2 responses or"),
         (["--database", "nosuch://x"], "nosuch://x is no database"),
     ],
 )
@@ -130,7 +133,7 @@ def test_faults_are_told_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.jsonl").write_text('{"prompt": ')
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "x"}\n')
+    (tmp_path / "alone.jsonl").write_text('{"prompt": "x", "response": "y"}\n')
     given = words if "--port" in words else ["--port", "0", *words]
     assert main(["label", "--no-browser", *given]) == 2
     told = capsys.readouterr().err

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from heed.data.check import check
 from heed.data.readers import Loaded, read_demonstrations, read_preferences, read_prompts
 from heed.data.transcripts import to_conversation
 from heed.errors import UserError
@@ -138,6 +139,20 @@ def test_demonstration_formats(jsonl: Any, row: dict[str, Any], demonstration: D
         turns = [Message(m["role"], m["content"]) for m in (SYSTEM, USER, BAD, USER)]
         demonstration = Demonstration(Prompt(tuple(turns)), "Hello.")
     assert record == demonstration
+
+
+@pytest.mark.parametrize("field", ["response", "completion"])
+def test_responses_labelled_good_or_bad_are_no_demonstrations(jsonl: Any, field: str) -> None:
+    path = jsonl({"prompt": "Why?", field: "Because.", "label": False})
+    assert check(path).ok
+    assert check(path).format == f"prompt + {field} + label (text)"
+    assert [prompt.text for prompt in read_prompts(path).records] == ["Why?"]
+    with pytest.raises(UserError, match=":1: a response with a `label` of good or bad; expected demonstrations or preferences"):
+        read_demonstrations(path)
+    with pytest.raises(UserError, match=":1: the fields"):
+        read_preferences(path)
+    column = jsonl({"prompt": "Why?", field: "Because.", "label": "science"})
+    assert [d.response for d in read_demonstrations(column).records] == ["Because."]
 
 
 def test_prompts_are_read_from_any_format_once(jsonl: Any) -> None:

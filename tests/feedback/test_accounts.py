@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,8 @@ from heed.feedback import accounts as module
 from heed.feedback.accounts import LOG_PAGE, MOST_A_DAY, SESSION_DAYS, Account, Accounts, Role, check_name, name_key
 from heed.feedback.database import Database
 from heed.feedback.projects import Conflict, NotFound, Projects, ProjectSettings
-from heed.feedback.schema import AccountRow, AuditRow, Base, SessionRow, utc_now
+from heed.feedback.schema import AccountRow, ApiTokenRow, AuditRow, Base, InvitationRow, SessionRow, utc_now
+from heed.feedback.store import FeedbackStore
 from heed.feedback.tasks import Answer, Tasks
 from heed.records import Prompt, Response
 
@@ -41,6 +43,14 @@ def database(tmp_path: Path) -> Iterator[Database]:
 @pytest.fixture
 def accounts(database: Database) -> Accounts:
     return Accounts(database)
+
+
+@pytest.fixture
+def crowded(location: str) -> Iterator[Accounts]:
+    """Of an empty database of either kind, for many at once."""
+    database = Database(location)
+    yield Accounts(database)
+    database.close()
 
 
 def join(accounts: Accounts, name: str, role: Role = "annotator") -> Account:
@@ -87,19 +97,19 @@ def test_an_invitation_is_good_once(accounts: Accounts) -> None:
     assert [account.name for account in accounts.all()] == ["Ann"]
 
 
-def test_many_who_accept_one_invitation_at_once_make_one_account(accounts: Accounts) -> None:
-    token = accounts.invite("annotator", None)
+def test_many_who_accept_one_invitation_at_once_make_one_account(crowded: Accounts) -> None:
+    token = crowded.invite("annotator", None)
 
     def accept(number: int) -> bool:
         try:
-            accounts.accept(token, f"Person {number}", PASSWORD)
+            crowded.accept(token, f"Person {number}", PASSWORD)
         except NotFound:
             return False
         return True
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(accept, range(8))) == 1
-    assert len(accounts.all()) == 1
+    assert len(crowded.all()) == 1
 
 
 @pytest.mark.parametrize("token", ["", "forged", "' OR 1=1 --", "\0", "x" * 10_000])
@@ -116,6 +126,68 @@ def test_an_invitation_expires(accounts: Accounts, monkeypatch: pytest.MonkeyPat
     pass_days(monkeypatch, 7.1)
     with pytest.raises(NotFound):
         accounts.accept(token, "Ann", PASSWORD)
+
+
+def test_open_invitations_are_those_that_can_still_be_accepted(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    olga = join(accounts, "Olga", "owner")
+    first, second = accounts.invite("annotator", olga.id, days=1), accounts.invite("lead", None)
+    listed = accounts.invitations()
+    assert [(found.role, found.invited_by) for found in listed] == [("annotator", "Olga"), ("lead", None)]
+    assert [found.expires_at - found.created_at < timedelta(days=1.1) for found in listed] == [True, False]
+    assert first not in str(listed)
+    pass_days(monkeypatch, 2)
+    assert [found.role for found in accounts.invitations()] == ["lead"]
+    accounts.accept(second, "Ben", PASSWORD)
+    assert accounts.invitations() == []
+
+
+def test_an_invitation_that_was_withdrawn_is_good_for_nothing(accounts: Accounts) -> None:
+    olga, token = join(accounts, "Olga", "owner"), accounts.invite("annotator", None)
+    (found,) = accounts.invitations()
+    accounts.withdraw(found.digest, olga.id)
+    assert accounts.invitations() == []
+    with pytest.raises(NotFound, match="no longer good"):
+        accounts.accept(token, "Ann", PASSWORD)
+    with pytest.raises(NotFound, match="no such open invitation"):
+        accounts.withdraw(found.digest, olga.id)
+    withdrawn, made = accounts.log("invite")[:2]
+    assert (withdrawn.action, withdrawn.who, withdrawn.detail) == ("invite.withdraw", "Olga", made.detail)
+
+
+def test_an_invitation_that_was_accepted_cannot_be_withdrawn(accounts: Accounts) -> None:
+    token = accounts.invite("annotator", None)
+    (found,) = accounts.invitations()
+    ann = accounts.accept(token, "Ann", PASSWORD)
+    with pytest.raises(NotFound):
+        accounts.withdraw(found.digest, ann.id)
+
+
+def test_an_invitation_is_either_accepted_or_withdrawn(crowded: Accounts) -> None:
+    olga = join(crowded, "Olga", "owner")
+    for turn in range(8):
+        token = crowded.invite("annotator", None)
+        (found,) = crowded.invitations()
+
+        def tried(call: Callable[..., object], *arguments: object) -> bool:
+            try:
+                call(*arguments)
+            except NotFound:
+                return False
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            withdrawn = pool.submit(tried, crowded.withdraw, found.digest, olga.id)
+            accepted = pool.submit(tried, crowded.accept, token, f"Person {turn}", PASSWORD)
+            assert withdrawn.result() != accepted.result()
+
+
+def test_invitations_that_have_expired_are_cleared_away(accounts: Accounts, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    accounts.invite("annotator", None)
+    join(accounts, "Ann")
+    pass_days(monkeypatch, 8)
+    accounts.invite("annotator", None)
+    with database.read() as session:
+        assert session.query(InvitationRow).count() == 2
 
 
 def test_no_hash_is_computed_for_strangers_without_an_invitation(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,10 +211,10 @@ def test_names_that_look_the_same_are_one(accounts: Accounts, first: str, second
     assert signed.account == account
 
 
-def test_of_two_who_choose_the_same_name_at_once_one_gets_it(accounts: Accounts) -> None:
+def test_of_two_who_choose_the_same_name_at_once_one_gets_it(crowded: Accounts) -> None:
     def accept(name: str) -> bool:
         try:
-            join(accounts, name)
+            join(crowded, name)
         except Conflict:
             return False
         return True
@@ -278,18 +350,75 @@ def test_the_last_owner_stays(accounts: Accounts) -> None:
     assert accounts.get(owner.id) == owner
 
 
-def test_of_two_owners_who_leave_at_once_one_stays(accounts: Accounts) -> None:
-    owners = [join(accounts, name, "owner") for name in ("Ann", "Ben")]
+def test_of_two_owners_who_leave_at_once_one_stays(crowded: Accounts) -> None:
+    owners = [join(crowded, name, "owner") for name in ("Ann", "Ben")]
 
     def leave(owner: Account) -> bool:
         try:
-            accounts.delete(owner.id, owner.id)
+            crowded.delete(owner.id, owner.id)
         except Conflict:
             return False
         return True
 
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(leave, owners)) == [False, True]
+
+
+def test_whoever_is_deleted_while_something_changes_is_forgotten(crowded: Accounts) -> None:
+    """What comes after the deletion is refused; a change that waited for it must not bring a password or a name back."""
+    olga = join(crowded, "Olga", "owner")
+    changes: list[Callable[[int], object]] = [
+        lambda account: crowded.change_password(account, PASSWORD, "another long password"),
+        lambda account: crowded.change(account, account, daily_cap=5, avoid=["spiders"]),
+        lambda account: crowded.change_role(account, "lead", olga.id),
+        lambda account: crowded.new_token(account, "Ann's"),
+        lambda account: crowded.start_session(account),
+    ]
+
+    def changed(change: Callable[[int], object], account: int) -> None:
+        with contextlib.suppress(NotFound, UserError):
+            change(account)
+
+    with ThreadPoolExecutor(6) as pool:
+        for turn in range(6):
+            ann = join(crowded, f"Ann {turn}")
+            running = [pool.submit(changed, change, ann.id) for change in changes]
+            pseudonym = crowded.delete(ann.id, olga.id)
+            for each in running:
+                each.result()
+            with crowded.database.read() as session:
+                row = session.get_one(AccountRow, ann.id)
+                assert (row.name, row.password, row.daily_cap, row.avoid) == (pseudonym, None, None, [])
+                assert session.query(ApiTokenRow).count() == session.query(SessionRow).count() == 0
+
+
+def test_answers_that_are_given_while_their_author_is_deleted_are_signed_by_the_pseudonym(crowded: Accounts) -> None:
+    olga = join(crowded, "Olga", "owner")
+    projects, tasks = Projects(crowded.database), Tasks(crowded.database)
+    project = projects.create("Kind", ProjectSettings(num_responses=2), None)
+    projects.add_items(project.id, [(Prompt(f"{i}?"), [Response("yes"), Response("no")]) for i in range(40)], None)
+
+    def work(account: Account) -> None:
+        with contextlib.suppress(NotFound):
+            while (task := tasks.next(project.id, account.id)) is not None:
+                tasks.answer(task.lease_id, account.id, Answer(ranks=(1, 2)))
+
+    with ThreadPoolExecutor(2) as pool:
+        people = [join(crowded, name) for name in ("Ann", "Ben")]
+        working = [pool.submit(work, account) for account in people]
+        while not crowded.answers_today():
+            pass
+        pseudonyms = {crowded.delete(account.id, olga.id) for account in people}
+        for each in working:
+            each.result()
+    assert {judgement.annotator for judgement in FeedbackStore(crowded.database).judgements()} <= pseudonyms
+
+
+def test_another_spelling_of_a_name_that_came_with_a_project_locks_no_one_out(accounts: Accounts) -> None:
+    with accounts.database.write() as session:
+        session.add(AccountRow(name="ANN", role="annotator", avoid=[], deleted_at=utc_now()))
+        session.add(AccountRow(name="Ann", role="annotator", avoid=[], password=module._hasher.hash(PASSWORD)))
+    assert accounts.sign_in("ann", PASSWORD) is not None
 
 
 def test_a_role_that_there_is_not_is_refused(accounts: Accounts) -> None:
@@ -394,7 +523,7 @@ def test_categories_are_those_of_all_items(accounts: Accounts, database: Databas
     tags = ["violence, gore", "gore", "", "Ärger"]
     items = [(Prompt(f"{i}?", {"categories": tag}), [Response("a"), Response("b")]) for i, tag in enumerate(tags)]
     projects.add_items(project.id, items, None)
-    assert accounts.categories() == ["gore", "violence", "Ärger"]
+    assert accounts.categories() == ["gore", "violence", "ärger"]
 
 
 def test_answers_are_counted_since_midnight(accounts: Accounts, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,3 +559,17 @@ def test_the_log_tells_who(accounts: Accounts) -> None:
 def test_the_key_of_a_name_is_the_key_of_its_key() -> None:
     for name in ("Straße", "İstanbul", "ﬁ", "Zoë", "  a "):
         assert name_key(name_key(name)) == name_key(name)
+
+
+def test_nothing_of_someone_who_was_forgotten_is_left_in_the_file(accounts: Accounts, tmp_path: Path) -> None:
+    olga, ann = join(accounts, "Olga", "owner"), join(accounts, "Xanthippe")
+    accounts.new_token(ann.id, "Spiderwoman's notebook")
+    accounts.change(ann.id, ann.id, daily_cap=None, avoid=["arachnids"])
+    accounts.database.close()
+    before = (tmp_path / "feedback.db").read_bytes()
+    assert all(word in before for word in (b"Xanthippe", b"Spiderwoman", b"arachnids"))
+    accounts.delete(ann.id, olga.id)
+    accounts.database.close()
+    after = (tmp_path / "feedback.db").read_bytes()
+    assert not any(word in after for word in (b"Xanthippe", b"Spiderwoman", b"arachnids"))
+    assert [path.name for path in tmp_path.iterdir()] == ["feedback.db"]

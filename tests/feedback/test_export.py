@@ -13,12 +13,15 @@ import pytest
 from heed.data.readers import read_demonstrations, read_preferences
 from heed.data.writers import write_jsonl
 from heed.errors import UserError
+from heed.feedback.answers import standing_answers
 from heed.feedback.database import Database
-from heed.feedback.export import Export, Filters, Kind, annotators_of, read_time
+from heed.feedback.export import Export, Filters, Kind, annotators_of, label_weights, read_time
 from heed.feedback.projects import NotFound
+from heed.feedback.quality import reliabilities
 from heed.feedback.schema import AccountRow
 from heed.feedback.tasks import Answer, Task
 from heed.records import Message, PreferencePair, Prompt, Ranking, Response
+from tests.feedback.panel import CAREFUL, panel
 from tests.feedback.team import Team
 
 Rank = Callable[[str], int]
@@ -99,6 +102,48 @@ def test_weights_of_annotators_decide(team: Team) -> None:
     assert ranked.left_out == {"rankings of annotators without weight": 1}
     with pytest.raises(UserError, match="also ben, cy"):
         list(Export(team.database, "project", "pairs", weights={"ann": 1.0}).rows())
+
+
+def test_labels_weigh_what_their_annotators_reliability_is(team: Team) -> None:
+    pytest.importorskip("crowdkit")
+    panel(team.database)
+    standing = standing_answers(team.database, 1)
+    weights = label_weights(standing)
+    known = reliabilities(standing)
+    assert {name: weights[name] for name in (*CAREFUL, "dan")} == {name: known[name] for name in (*CAREFUL, "dan")}
+    assert min(weights[name] for name in CAREFUL) > 0.95
+    assert weights["dan"] < 0.3
+    export = Export(team.database, "panel", "rankings", weights=label_weights)
+    found = {row["annotator"]: row["weight"] for row in export.rows()}
+    assert found == {name: weight for name, weight in weights.items() if weight}
+    card = export.card()
+    assert f"| ann | 30 | {weights['ann']:.3f} |" in card
+    assert "who compared fewer than 20 items that others compared too weighs as much as the others on average" in card
+
+
+def test_who_shares_too_few_items_to_be_known_weighs_as_the_others_do_on_average(team: Team) -> None:
+    pytest.importorskip("crowdkit")
+    panel(team.database)
+    weights = label_weights(standing_answers(team.database, 1))
+    assert weights["eve"] == pytest.approx(sum(weights[name] for name in (*CAREFUL, "dan")) / 4)
+    assert 0.7 < weights["eve"] < 0.9
+
+
+def test_weights_need_answers_enough_and_labels_to_weigh(team: Team) -> None:
+    pytest.importorskip("crowdkit")
+    panel(team.database, items=19)
+    with pytest.raises(UserError, match="nobody has compared 20 items"):
+        list(Export(team.database, "panel", "pairs", weights=label_weights).rows())
+    with pytest.raises(UserError, match="weights is 'given'; expected none for demonstrations"):
+        Export(team.database, "panel", "demonstrations", weights=label_weights)
+
+
+def test_a_card_without_weights_says_so(team: Team) -> None:
+    panel(team.database, items=2 + 3)
+    export = Export(team.database, "panel", "pairs")
+    list(export.rows())
+    assert "- weights: none" in export.card()
+    assert "| ann | 5 |" in export.card().splitlines()
 
 
 def test_a_ranking_is_a_row_for_each_annotator(team: Team) -> None:

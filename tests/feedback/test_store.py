@@ -19,6 +19,7 @@ from sqlalchemy.schema import CreateTable
 
 from heed.errors import UserError
 from heed.feedback import FeedbackStore
+from heed.feedback.database import Database
 from heed.feedback.schema import Base
 from heed.records import Judgement, Message, Prompt, Response
 
@@ -278,6 +279,24 @@ def test_threads_may_share_one_store(store: FeedbackStore):
         ids = list(pool.map(lambda i: store.add_judgement(judged(annotator=f"a{i}")), range(64)))
     assert len(set(ids)) == 64
     assert store.counts()["annotators"] == 64
+
+
+@pytest.mark.parametrize("item", [(Prompt("x" * 1_000_001), ()), (Prompt("Q?"), [Response("a"), Response("x" * 1_000_001)])])
+def test_a_text_that_nobody_could_read_is_refused(store: FeedbackStore, item: tuple[Prompt, list[Response]]):
+    before = store.counts()
+    with pytest.raises(UserError, match="a text of 1,000,001 characters; expected at most 1,000,000"):
+        store.add_items([(Prompt("fine"), [Response("a")]), item])
+    assert store.counts() == before
+
+
+def test_of_those_who_add_the_same_texts_at_once_none_fails(database: Database):
+    store = FeedbackStore(database)
+    with ThreadPoolExecutor(4) as pool:
+        for turn in range(10):
+            items = [(Prompt(f"{turn} {i}?"), [Response("yes", model="m"), Response("no")]) for i in range(20)]
+            first, *others = pool.map(store.add_items, [items] * 4)
+            assert others == [first] * 3
+    assert store.counts()["responses"] == 400
 
 
 def test_feedback_and_records_never_import_torch():

@@ -307,7 +307,7 @@ def test_no_one_is_shown_what_they_asked_not_to_see(team: Team) -> None:
     ]
     team.projects.add_items(project.id, rows[:4], None)
     team.projects.add_items(project.id, rows[4:], None, gold=[[1, 2, 3], [1, 2, 3]])
-    ann = team.annotator("ann", avoid=["violence", 'a "quoted" ünïcode'])
+    ann = team.annotator("ann", avoid=["Violence", 'a "QUOTED" ÜNÏCODE'])
     seen = set()
     while (task := team.tasks.next(project.id, ann)) is not None:
         seen.add(task.prompt.text)
@@ -316,7 +316,7 @@ def test_no_one_is_shown_what_they_asked_not_to_see(team: Team) -> None:
     ben = team.annotator("ben")
     while (task := team.tasks.next(project.id, ben)) is not None:
         if "sex" in task.prompt.tags.get("categories", ""):
-            team.set_account(ben, avoid=["sex"])
+            team.set_account(ben, avoid=["Sex"])
             following = team.tasks.next(project.id, ben)
             assert following is None or following.item_id != task.item_id
             assert team.lease(task.lease_id).state == "expired"
@@ -325,6 +325,39 @@ def test_no_one_is_shown_what_they_asked_not_to_see(team: Team) -> None:
     else:
         pytest.fail("the item was never given")
     assert team.drifted() == []
+
+
+def test_progress_counts_what_may_still_come(team: Team) -> None:
+    project = team.project(items=4, gold=1, overlap=2, again_rate=0.3)
+    rows = [(Prompt(f"{tag} {i}", {"categories": tag}), [Response("a"), Response("b")]) for i, tag in enumerate(["Gore", "gore", "sex"])]
+    team.projects.add_items(project.id, rows, None)
+    ann, ben = team.annotator("ann", avoid=["GORE"]), team.annotator("ben")
+
+    def left(account: int) -> int:
+        return team.tasks.progress(project.id, account).left
+
+    assert (left(ann), left(ben)) == (4, 6)
+    count = 0
+    while (task := team.tasks.next(project.id, ann)) is not None:
+        again = team.lease(task.lease_id).reason == "again"
+        fresh = team.item(task.item_id).gold is None and not again
+        count += fresh
+        assert left(ann) == 4 - count
+        team.tasks.answer(task.lease_id, ann, alphabetical(task))
+    assert (count, left(ann), left(ben)) == (4, 0, 6)
+    team.tasks.undo(project.id, ann)
+    assert left(ann) == 0
+    assert team.tasks.progress(project.id, ann).today == sum(row.undone_at is None for row in team.answers())
+
+
+def test_a_task_is_known_to_whoever_has_it_alone(team: Team) -> None:
+    project = team.project(responses=3)
+    ann, ben = team.annotator("ann"), team.annotator("ben")
+    task = team.take(project.id, ann)
+    assert team.tasks.of_lease(task.lease_id, ann) == (project.id, 3)
+    for lease_id, account in ((task.lease_id, ben), (0, ann), (-1, ann), (2**80, ann)):
+        with pytest.raises(NotFound, match="of yours"):
+            team.tasks.of_lease(lease_id, account)
 
 
 def test_gold_items_are_mixed_in_at_the_rate_and_fill_no_slot(team: Team) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,21 @@ from heed.errors import UserError
 from heed.feedback.accounts import Accounts
 from heed.feedback.database import Database
 from heed.feedback.projects import Conflict, NotFound, Projects
-from heed.feedback.schema import AccountRow, AnswerRow, DecisionRow, ItemRow, JudgementRow, LeaseRow, ProjectRow
+from heed.feedback.schema import (
+    AccountRow,
+    AnswerRow,
+    DecisionRow,
+    ItemResponseRow,
+    ItemRow,
+    JudgementRow,
+    LearningCurveRow,
+    LeaseRow,
+    ProjectRow,
+    PromptRow,
+    RewardModelRow,
+    RewardScoreRow,
+    WaitingPromptRow,
+)
 from heed.feedback.store import FeedbackStore
 from heed.feedback.transfer import import_project, project_rows
 from heed.records import Message, Prompt, Response
@@ -22,7 +37,8 @@ from tests.feedback.team import Team, alphabetical
 from tests.postgres import POSTGRES
 
 PASSWORD = "a long enough password"
-TABLES = (ProjectRow, ItemRow, LeaseRow, AnswerRow, JudgementRow, DecisionRow)
+LABELLED = (ProjectRow, ItemRow, LeaseRow, AnswerRow, JudgementRow, DecisionRow)
+TABLES = (*LABELLED, WaitingPromptRow, RewardModelRow, RewardScoreRow, LearningCurveRow)
 
 
 def lines(database: Database, project: int | str = "project") -> list[bytes]:
@@ -74,7 +90,28 @@ def busy(database: Database) -> Team:
     task = team.take(project.id, cy)
     team.tasks.decide(task.item_id, cy, [1, 1, 2][: len(task.responses)], "so be it")
     team.change(project.id, criterion="Which is kinder?")
+    add_models(database, project.id)
     return team
+
+
+def add_models(database: Database, project_id: int) -> None:
+    """Prompts that wait, two reward models of which one has scored but some responses, and a learning curve."""
+    FeedbackStore(database).add_items([(Prompt(f"Still waiting {i}?", {"kind": "new"}), ()) for i in range(3)])
+    noon = datetime(2024, 5, 6, 12, 0, 0, 250)
+    with database.write() as session:
+        asked = session.scalars(select(PromptRow.id).where(PromptRow.tags["kind"].as_string() == "new").order_by(PromptRow.number))
+        for prompt_id, said in zip(asked, ({"answered_at": noon}, {"taken_until": noon}, {}), strict=True):
+            session.add(WaitingPromptRow(project_id=project_id, prompt_id=prompt_id, **said))
+        held = select(ItemResponseRow.response_id).join(ItemRow, ItemRow.id == ItemResponseRow.item_id).distinct()
+        responses = sorted(session.scalars(held.where(ItemRow.project_id == project_id)))
+        for name, scored in (("runs/a", responses), ("runs/b", responses[1:8:3])):
+            model = RewardModelRow(project_id=project_id, name=name, digest=name * 5, created_at=noon)
+            session.add(model)
+            session.flush()
+            session.add_all(RewardScoreRow(reward_model_id=model.id, response_id=i, score=i / 7 - 3) for i in scored)
+        for accuracy in (0.5, 0.625):
+            points = [{"answers": 10, "pairs": 30, "accuracy": accuracy, "low": 0.1, "high": 1.0}]
+            session.add(LearningCurveRow(project_id=project_id, model="m", points=points, created_at=noon))
 
 
 @pytest.fixture(params=["sqlite", POSTGRES])
@@ -94,11 +131,41 @@ def test_a_project_read_into_another_database_is_written_there_alike(team: Team,
     Team(there).project("something before it", items=2)
     written = lines(team.database)
     kinds = {json.loads(line).get("record") for line in written[1:]}
-    assert kinds == {"project", "item", "lease", "answer", "decision", "end"}
+    first = {"project", "item", "lease", "answer", "decision", "end"}
+    assert kinds == first | {"waiting", "reward_model", "scores", "learning_curve"}
     project = import_project(there, written, "p.jsonl")
     assert project == Projects(there).get("project")
     assert lines(there) == written
     there.close()
+
+
+def test_a_response_of_two_items_has_one_score_there_too(team: Team, tmp_path: Path) -> None:
+    shared = team.projects.create("shared", team.projects.get("project").settings, None)
+    for third in ("c", "d"):
+        team.projects.add_items(shared.id, [(Prompt("Q?"), [Response("a"), Response("b"), Response(third)])], None)
+    with team.database.write() as session:
+        model = RewardModelRow(project_id=shared.id, name="m", digest="d")
+        session.add(model)
+        session.flush()
+        ids = session.scalars(select(ItemResponseRow.response_id).join(ItemRow).where(ItemRow.project_id == shared.id).distinct())
+        session.add_all(RewardScoreRow(reward_model_id=model.id, response_id=i, score=float(i)) for i in ids)
+    written = lines(team.database, "shared")
+    there = Database(tmp_path / "there.db")
+    import_project(there, written, "p.jsonl")
+    assert lines(there, "shared") == written
+    with there.read() as session:
+        assert session.scalar(select(func.count()).select_from(RewardScoreRow)) == 4
+
+
+def test_a_file_of_the_first_version_is_still_read(written: list[bytes], tmp_path: Path) -> None:
+    new = {"waiting", "reward_model", "scores", "learning_curve"}
+    rest = [line for line in written[1:-1] if json.loads(line)["record"] not in new]
+    end = json.dumps({"record": "end", "lines": 1 + len(rest)}).encode()
+    there = Database(tmp_path / "there.db")
+    import_project(there, [b'{"heed": "project", "version": 1}', *rest, end], "p.jsonl")
+    again = lines(there)
+    assert json.loads(again[0])["version"] == 2
+    assert again[1:-1] == rest
 
 
 def test_conversations_keep_their_messages(team: Team, tmp_path: Path) -> None:
@@ -180,7 +247,9 @@ def of(kind: str, **values: Any) -> Callable[[list[bytes]], list[bytes]]:
     [
         (lambda w: [], r"p\.jsonl:1: this is no export of a whole project"),
         (lambda w: [b'{"prompt": "x"}\n', *w], r"p\.jsonl:1: this is no export"),
-        (lambda w: [b'{"heed": "project", "version": 2}', *w[1:]], r"p\.jsonl:1: version 2; expected 1; update heed"),
+        (lambda w: [b'{"heed": "project", "version": 3}', *w[1:]], r"p\.jsonl:1: version 3; expected 1 or 2; update heed"),
+        (lambda w: [b'{"heed": "project", "version": [1]}', *w[1:]], r"p\.jsonl:1: version \[1\]"),
+        (lambda w: [b'{"heed": "project", "version": 1}', *w[1:]], r"p\.jsonl:\d+: .*'waiting'"),
         (lambda w: w[:1], r"p\.jsonl:1: the file breaks off"),
         (lambda w: w[:-1], r"the file breaks off; expected a line for the end"),
         (lambda w: [*w[:-2], w[-1]], r"expected \d+ before the end"),
@@ -208,6 +277,15 @@ def of(kind: str, **values: Any) -> Callable[[list[bytes]], list[bytes]]:
         (of("answer", created_at="yesterday"), r"answer\.created_at"),
         (of("answer", judgement={"ranks": [3], "created_at": "2024-01-01T00:00:00", "withdrawn_at": None}), r"ranks"),
         (of("decision", ranks=[0]), r"ranks"),
+        (of("waiting", taken_until="soon"), r"waiting\.taken_until"),
+        (of("waiting", prompt="Still waiting 1?"), r"its lines contradict each other"),
+        (of("reward_model", digest=""), r"reward_model\.digest"),
+        (of("reward_model", digest="runs/b" * 5), r"its lines contradict each other"),
+        (of("scores", model=2), r"reward model 2; expected one of the 1 in the lines before"),
+        (of("scores", item=99), r"item 99; expected one of the 25"),
+        (of("scores", scores=[1.0]), r"1 scores; expected one for each of 3 responses"),
+        (of("scores", scores=[1.0, 2.0, "3"]), r"scores\.scores\.2"),
+        (of("learning_curve", points={}), r"learning_curve\.points"),
         (lambda w: [*w[:3], w[2], *w[3:]], r"its lines contradict each other"),
     ],
 )

@@ -14,11 +14,13 @@ from heed.feedback.database import Database
 from heed.feedback.projects import Projects
 from heed.feedback.store import FeedbackStore
 from heed.feedback.tasks import Answer, Tasks
-from heed.pipeline import people
+from heed.pipeline import people, sources
+from heed.pipeline.collect import JudgeConfig
 from heed.pipeline.recipe import load_recipe
 from heed.pipeline.runner import run as run_recipe
 from heed.records import Prompt, Response
 from heed.training.run import Run
+from tests.feedback.panel import CAREFUL, panel
 
 ITEMS = [(Prompt(f"Question {i}?"), [Response(f"yes {i}"), Response(f"no {i}"), Response(f"perhaps {i}")]) for i in range(4)]
 
@@ -52,12 +54,12 @@ def test_items_are_asked_once_and_their_answers_come_back(location: str) -> None
         assert people.waiting(database, "tone", None) == (4, 4)
         label(database, "tone", annotator(database, "ann"), most=3)
         assert people.waiting(database, "tone", None) == (1, 4)
-    found = people.judgements(location, "tone")
+    found = people.judged(location, "tone").judgements
     assert len(found) == 3
     assert {j.annotator for j in found} == {"ann"}
     assert all(text.startswith("no") == (rank == 1) for j in found for text, rank in zip(j.responses, j.ranks, strict=True))
     own = {found[0].prompt.id}
-    assert people.judgements(location, "tone", own) == found[:1]
+    assert people.judged(location, "tone", own).judgements == found[:1]
 
 
 def test_waiting_ends_with_the_last_answer_and_an_open_task_is_waited_for(
@@ -87,7 +89,7 @@ def test_a_leads_decision_settles_its_item(location: str) -> None:
     account = annotator(database, "ann")
     label(database, "tone", account)
     Tasks(database).decide(1, account, (3, 2, 1))
-    (judgement,) = people.judgements(location, "tone")
+    (judgement,) = people.judged(location, "tone").judgements
     assert (judgement.annotator, judgement.ranks) == ("lead", (3, 2, 1))
 
 
@@ -102,8 +104,32 @@ def test_a_recipe_learns_from_a_project(location: str, tmp_path: Path, tiny_mode
     )
     run_recipe(load_recipe(recipe), lambda _: None, display=False)
     with closing(FeedbackStore(tmp_path / "run" / "stages" / "01-judge" / "feedback.db")) as store:
-        assert store.judgements() == people.judgements(location, "tone")
+        assert store.judgements() == people.judged(location, "tone").judgements
     assert (tmp_path / "run" / "stages" / "02-reward_model" / "model").is_dir()
+
+
+def test_a_recipe_weighs_labels_by_reliability(location: str, tmp_path: Path, tiny_model: Path) -> None:
+    pytest.importorskip("crowdkit")
+    panel(Database(location))
+    weights = people.judged(location, "panel", weights=True).weights
+    assert weights["ann"] > 0.95
+    assert weights.get("dan", 0) < 0.3
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"name: team\nmodel: {tiny_model}\nmax_length: 64\ndevice: cpu\noutput: {tmp_path / 'run'}\n"
+        f"stages:\n- judge: {{project: panel, database: {location}, weights: true, wait: false}}\n- reward_model: {{batch_size: 64}}\n"
+    )
+    run_recipe(load_recipe(recipe), lambda _: None, display=False)
+    judged = str(tmp_path / "run" / "stages" / "01-judge" / "feedback.db")
+    with closing(FeedbackStore(judged)) as store:
+        said = [judgement.annotator for judgement in store.judgements()]
+    assert [ranking.weight for ranking in sources.read("preferences", judged).records] == [weights[name] for name in said]
+    assert people.judged(location, "panel").weights == dict.fromkeys((*CAREFUL, "dan", "eve"), 1.0)
+
+
+def test_only_a_projects_annotators_are_weighed() -> None:
+    with pytest.raises(UserError, match="weights is True"):
+        JudgeConfig(weights=True)
 
 
 def test_a_project_without_answers_is_said_to_have_none(location: str, tmp_path: Path, tiny_model: Path) -> None:

@@ -66,6 +66,28 @@ def test_a_reward_model_learns_rankings_with_ties(policy: LanguageModel, rendere
     assert best > middle > worst
 
 
+@pytest.mark.parametrize("trusted", ["good alpha", "bad beta"])
+def test_a_reward_model_believes_the_labels_that_weigh_more(
+    policy: LanguageModel, renderer: Renderer, tmp_path: Path, trusted: str
+) -> None:
+    """Of as many labels for one as for the other; and the first loss is the weighted mean."""
+    said = [(("good alpha", "bad beta"), (1, 2)), (("good alpha", "bad beta"), (2, 1))]
+    heavy = 0 if trusted == "good alpha" else 1
+    rankings = [Ranking(p, texts, ranks, weight=1.0 if i == heavy else 0.25) for p in ASK for i, (texts, ranks) in enumerate(said)]
+    model = new_scalar_model(policy, "reward", seed=0)
+    with torch.no_grad():
+        difference = [score(model, renderer, p, "good alpha") - score(model, renderer, p, "bad beta") for p in ASK]
+    log = torch.nn.functional.logsigmoid
+    sides = (1, -1) if heavy == 0 else (-1, 1)
+    losses = [-(log(torch.tensor(sides[0] * d)) + 0.25 * log(torch.tensor(sides[1] * d))) for d in difference]
+    with Run(tmp_path, display=False) as run:
+        train_reward_model(model, renderer, rankings, RewardModelConfig(lr=1e-2, epochs=10, batch_size=18, warmup_fraction=0.0), run)
+    assert metrics(tmp_path)[0]["loss"] == pytest.approx(float(sum(losses)) / len(rankings), rel=1e-4)
+    good, bad = (score(model, renderer, ASK[4], text) for text in ("good alpha", "bad beta"))
+    assert (good > bad) == (trusted == "good alpha")
+    assert abs(good - bad) == pytest.approx(math.log(4), abs=0.6), "where the weighted share of labels is 1 / (1 + 0.25)"
+
+
 def test_scores_are_centred_on_the_training_responses(policy: LanguageModel, renderer: Renderer, tmp_path: Path) -> None:
     model = new_scalar_model(policy, "reward", seed=0)
     with Run(tmp_path, display=False) as run:

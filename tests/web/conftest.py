@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ class Person(TestClient):
     account: Account
     csrf: str
 
-    def submit(self, path: str, fields: dict[str, object] | None = None, **options: object):
+    def submit(self, path: str, fields: Mapping[str, object] | None = None, **options: object):
         """POST a form, as a page of this session would; redirects are not followed."""
         return self.post(path, data={"csrf": self.csrf, **(fields or {})}, follow_redirects=False, **options)  # pyright: ignore
 
@@ -45,7 +45,7 @@ def person(database: Database) -> Callable[[str, Role], Person]:
         account = accounts.accept(accounts.invite(role, None), name, PASSWORD)
         token = accounts.start_session(account.id)
         found = Person(app, base_url="http://testserver")
-        found.cookies.set(COOKIE, token)
+        found.cookies.set(COOKIE, token, domain="testserver.local")  # as the client calls it: a cookie from the server replaces it
         signed = accounts.signed_in(token)
         assert signed is not None
         found.account, found.csrf = account, signed.csrf

@@ -91,9 +91,9 @@ def test_only_leads_adjudicate(person: Make, disputed: Project, role: str) -> No
 
 def test_items_that_there_are_not_are_not_found(person: Make, disputed: Project) -> None:
     lea = person("Lea", "lead")
-    for item in (0, -1, 999, 2**40, 2**80):
-        assert lea.get(f"/items/{item}/decide").status_code == 404
-        assert lea.submit(f"/items/{item}/decide", {"rank_0": "1", "rank_1": "2"}).status_code == 404
+    for item, status in {0: 404, 999: 404, 2**31 - 1: 404, -1: 422, 2**31: 422, 2**80: 422}.items():
+        assert lea.get(f"/items/{item}/decide").status_code == status
+        assert lea.submit(f"/items/{item}/decide", {"rank_0": "1", "rank_1": "2"}).status_code == status
     assert lea.get("/projects/999/adjudicate").status_code == 404
 
 

@@ -13,6 +13,7 @@ from heed.feedback.accounts import Account, Accounts, Role
 from heed.feedback.database import Database
 from heed.feedback.projects import Project, Projects, ProjectSettings
 from heed.feedback.schema import AccountRow
+from heed.feedback.waiting import WaitingPrompts
 from heed.web.app import create_app
 from heed.web.site import Site
 from tests.web.conftest import PASSWORD
@@ -115,6 +116,7 @@ LEADS = [
     ("POST", "/projects/1/reopen"),
     ("POST", "/projects/1/items"),
     ("GET", "/projects/1/items"),
+    ("POST", "/projects/1/prompts"),
     ("POST", "/items/1/decisions"),
     ("GET", "/projects/1/disputes"),
     ("GET", "/projects/1/export/pairs"),
@@ -134,6 +136,7 @@ BODIES = {
     "/projects": {"name": "Another"},
     "/projects/1": {"settings": {}, "revision": 1},
     "/projects/1/items": {"items": [{"prompt": "p", "responses": [{"text": "a"}]}]},
+    "/projects/1/prompts": {"prompts": [{"prompt": "p"}]},
     "/items/1/decisions": {"ranks": [1, 2, 3]},
     "/invitations": {"role": "annotator"},
     "/people/1/daily-cap": {"daily_cap": 3},
@@ -366,6 +369,7 @@ def test_what_is_disputed_agreed_on_and_learnt_can_be_read(program: MakeProgram,
     whole = lea.get(f"/projects/{project.id}/export/full").text.splitlines()
     assert json.loads(whole[-1])["record"] == "end"
     assert "Disputed" in lea.get(f"/projects/{project.id}/export/pairs/card").text
+    assert lea.get(f"/projects/{project.id}/export/pairs", params={"weights": True}).status_code == 422, "too few answers to weigh by"
     exports = program("Olga", "owner").get("/audit", params={"action": "project.export"}).json()["entries"]
     assert [(e["by"], e["detail"]["kind"]) for e in exports] == [("Lea", "full"), ("Lea", "pairs")], "data that leaves is remembered"
 
@@ -482,3 +486,18 @@ def test_the_schema_tells_of_every_way_and_problem(database: Database):
         assert operation["security"] == [{"key": []}]
     for name, model in schema["components"]["schemas"].items():
         assert model.get("description") or model.get("prefixItems") or name.startswith(("Page", "JsonValue")), name
+
+
+def test_prompts_wait_for_a_policy(program: MakeProgram, project: Project, database: Database):
+    lea, path = program("Lea", "lead"), f"/projects/{project.id}/prompts"
+    body = {"prompts": [{"prompt": "Why?", "tags": {"categories": "war"}}, {"prompt": "How?"}, {"prompt": "Why?"}]}
+    response = lea.post(path, json=body)
+    assert (response.status_code, response.json()) == (200, {"new": 2, "known": 1, "waiting": 2})
+    assert lea.post(path, json=body).json() == {"new": 0, "known": 3, "waiting": 2}
+    batch = WaitingPrompts(database).take(project.id, 1)
+    assert batch is not None
+    assert (batch.prompts[0].text, batch.prompts[0].tags) == ("Why?", {"categories": "war"})
+    for prompt in ([{"role": "user", "content": "Hello"}], " ", "a\0b", None):
+        assert lea.post(path, json={"prompts": [{"prompt": prompt}]}).status_code == 422
+    assert lea.post("/projects/99/prompts", json=body).status_code == 404
+    assert lea.post(path, json={"prompts": []}).status_code == 422

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from threading import Event
 
 import numpy as np
 import pytest
@@ -194,12 +195,35 @@ def test_nothing_is_worked_out_twice_and_long_work_is_done_beside_the_page(
     assert len(worked) == 2
 
 
+def test_nobody_waits_long_for_numbers_that_were_never_worked_out(
+    person: Make, shared: Project, database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    may_go_on, real = Event(), dashboard.quality
+    monkeypatch.setattr(dashboard, "QUICK", 0.01)
+    monkeypatch.setattr(dashboard, "quality", lambda *given: may_go_on.wait(10) and real(*given))
+    lead, path = person("Lea", "lead"), f"/projects/{shared.id}"
+    page = lead.get(path).text
+    assert "being worked out" in page
+    assert '<meta http-equiv="refresh"' in page
+    assert lead.get(f"{path}/live").status_code == 204
+    may_go_on.set()
+    assert dashboard.look(database, shared).quality.progress.items == 10
+    assert "Nobody has answered" in lead.get(path).text
+
+
+def test_an_error_in_the_numbers_is_not_kept_from_whoever_asks(shared: Project, database: Database, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dashboard, "quality", lambda *given: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            dashboard.look(database, shared)
+
+
 def test_two_databases_do_not_share_what_was_worked_out(person: Make, shared: Project, database: Database, tmp_path):
     other = Database(tmp_path / "other.db")
     same = Projects(other).create("Other", ProjectSettings(num_responses=3, overlap=2, ratings=("helpful",)), None)
     assert same.id == shared.id
     assert "Nobody has answered" in person("Lea", "lead").get(f"/projects/{shared.id}").text
-    assert dashboard._context(other, same)["progress"].items == 0
+    assert dashboard.look(other, same).quality.progress.items == 0
 
 
 def test_weights_are_offered_on_request_or_what_is_missing_is_said(person: Make, shared: Project, database: Database):

@@ -17,6 +17,7 @@ from heed.feedback.schema import AuditRow
 from heed.feedback.tasks import Answer, Tasks
 from heed.feedback.transfer import import_project
 from heed.records import Prompt, Response
+from tests.feedback.panel import panel
 from tests.web.conftest import Person, text_of
 
 Join = Callable[[str, Role], Person]
@@ -90,6 +91,20 @@ def test_filters_of_the_form_are_obeyed(lead: Person, judged: Project) -> None:
     both = {**form, "annotator": ["Ann", "Ben"], "since": "2020-01-01T00:00", "until": "2100-01-01T00:00", "checks": "yes"}
     assert len(rows_of(lead.get(path, params=both).text)) == 4
     assert {row["annotator"] for row in rows_of(lead.get(path, params={**form, "annotator": "Ann"}).text)} == {"Ann"}
+
+
+def test_labels_are_weighed_where_the_form_asks_for_it(lead: Person, database: Database) -> None:
+    pytest.importorskip("crowdkit")
+    path = f"/projects/{panel(database).id}/export/rankings"
+    assert {row["weight"] for row in rows_of(lead.get(path).text)} == {1.0}
+    found = lead.get(path, params={"weights": "yes"}).text.splitlines()
+    weights = {row["annotator"]: row["weight"] for row in map(json.loads, found)}
+    assert weights["ann"] > 0.95
+    assert weights.get("dan", 0) < 0.3
+    card = lead.get(f"{path}/card", params={"weights": "yes"}).text
+    assert f"| ann | 30 | {weights['ann']:.3f} |" in card
+    assert 'name="weights"' in lead.get(path.removesuffix("/rankings")).text
+    assert lead.get(path.replace("rankings", "demonstrations"), params={"weights": "yes"}).status_code == 422
 
 
 @pytest.mark.parametrize(

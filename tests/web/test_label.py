@@ -150,10 +150,23 @@ def test_an_answer_that_comes_too_late_is_told_on_the_next_page(person: Make, pr
     lease = lease_on(ann.get(f"/projects/{project.id}/label").text)
     assert ann.submit(f"/tasks/{lease}/skip", {"reason": "I do not know enough to judge", "words": ""}).status_code == 303
     late = ann.post(f"/tasks/{lease}/answer", data={"csrf": ann.csrf, **RANKED})
-    assert late.status_code == 200
-    assert "was not kept" in text_of(late.text)
+    assert late.status_code == 409
+    assert "Not saved: this task was skipped; go on with the next one" in text_of(late.text)
     assert lease_on(late.text) != lease
     assert FeedbackStore(database).judgements() == []
+
+
+def test_what_was_written_and_came_too_late_can_be_read_on_the_next_page(person: Make, database: Database) -> None:
+    project = make(database, ideal=True, num_responses=3)
+    ann = person("Ann", "annotator")
+    lease = lease_on(ann.get(f"/projects/{project.id}/label").text)
+    ann.submit(f"/tasks/{lease}/answer", RANKED)
+    late = ann.submit(f"/tasks/{lease}/answer", {**RANKED, "ideal": "A long & good answer", "note": "mine"})
+    assert late.status_code == 409
+    assert "All done" in text_of(late.text)
+    assert "Not saved: this task was answered already; undo that answer first" in text_of(late.text)
+    assert "A long &amp; good answer\n\nmine</p>" in late.text
+    assert [j.note for j in FeedbackStore(database).judgements()] == [""]
 
 
 def test_a_lease_of_someone_else_is_not_found(person: Make, project: Project, database: Database) -> None:
@@ -188,9 +201,15 @@ def test_a_skip_says_why_and_brings_the_next_task(person: Make, project: Project
         said = [(row.skipped, row.note) for row in session.scalars(select(AnswerRow).order_by(AnswerRow.id))]
     assert said == [("I would rather not read this", "too sad"), ("it is empty", "")]
     third = lease_on(ann.get(f"/projects/{project.id}/label").text)
-    refused = ann.submit(f"/tasks/{third}/skip", {"words": "  "})
+    said = {**RANKED, "note": "my note", "flag_1_1": "on"}
+    refused = ann.submit(f"/tasks/{third}/skip", {"words": "  ", **said})
     assert refused.status_code == 422
     assert lease_on(refused.text) == third
+    for control in ('name="rank_0" value="2" required checked', 'name="flag_1_1" checked', "my note</textarea>"):
+        assert control in refused.text
+    too_long = ann.submit(f"/tasks/{third}/skip", {"words": "x" * 20_001, "reason": "", **said})
+    assert too_long.status_code == 422
+    assert f'value="{"x" * 20_001}"' in too_long.text
 
 
 def test_undo_shows_the_last_task_with_its_answer(person: Make, project: Project, database: Database) -> None:
@@ -244,6 +263,15 @@ def test_what_is_left_counts_down_for_each_annotator(person: Make, database: Dat
         ann.submit(f"/tasks/{lease_on(page)}/answer", RANKED)
     assert seen == [["2"], ["1"], []]
     assert "2 left" in text_of(bob.get(path).text)
+
+
+def test_what_is_left_leaves_out_what_the_annotator_avoids_however_it_is_written(person: Make, database: Database) -> None:
+    prompts = [Prompt("a"), Prompt("b"), Prompt("c", {"categories": "VIOLENCE, gore"}), Prompt("d", {"categories": "Straße"})]
+    project = make(database, num_responses=3, prompts=prompts)
+    ann, bob = person("Ann", "annotator"), person("Bob", "annotator")
+    Accounts(database).change(ann.account.id, ann.account.id, daily_cap=None, avoid=["violence", "STRASSE"])
+    assert "1 left" in text_of(ann.get(f"/projects/{project.id}/label").text)
+    assert "2 left" in text_of(bob.get(f"/projects/{project.id}/label").text)
 
 
 def test_content_with_a_harm_tag_is_covered_and_named(person: Make, database: Database) -> None:
@@ -332,5 +360,5 @@ def test_an_answer_after_the_lease_expired_counts_unless_someone_else_has_the_ta
     if taken:
         assert lease_on(bob.get(f"/projects/{project.id}/label").text) != lease
     told = ann.post(f"/tasks/{lease}/answer", data={"csrf": ann.csrf, **RANKED}).text
-    assert ("was not kept" in text_of(told)) == taken
+    assert ("Not saved: this task took so long that it went to someone else" in text_of(told)) == taken
     assert len(FeedbackStore(database).judgements()) == (not taken)

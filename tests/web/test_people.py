@@ -243,6 +243,34 @@ def test_what_will_not_do_is_told_on_the_page_and_the_invitation_stays_good(
     assert join(browser, token, "Eve").status_code == 303
 
 
+def test_open_invitations_are_listed_and_leads_withdraw_those_they_may_make(person: Make, browser: TestClient, accounts: Accounts) -> None:
+    olga, lea = person("Olga", "owner"), person("Lea", "lead")
+    tokens = {role: accounts.invite(role, olga.account.id) for role in ("annotator", "owner")}
+    digests = {found.role: found.digest for found in accounts.invitations()}
+    for who, buttons in ((lea, 1), (olga, 2)):
+        page = who.get("/people").text
+        assert "Open invitations 2" in text_of(page)
+        assert re.search(r"annotator Olga \d+ \w+, \d\d:\d\d", text_of(page))
+        assert page.count("/withdraw") == buttons
+        assert tokens["annotator"] not in page
+    assert lea.submit(f"/people/invitations/{digests['owner']}/withdraw").status_code == 403
+    assert lea.submit(f"/people/invitations/{digests['annotator']}/withdraw").headers["location"] == "/people"
+    assert lea.submit(f"/people/invitations/{digests['annotator']}/withdraw").status_code == 404
+    assert lea.submit("/people/invitations/forged/withdraw").status_code == 404
+    assert "Open invitations 1" in text_of(olga.get("/people").text)
+    assert join(browser, tokens["annotator"], "Ann").status_code == 404
+    assert join(browser, tokens["owner"], "Otto").status_code == 303
+    assert "Open invitations" not in text_of(olga.get("/people").text)
+
+
+@pytest.mark.parametrize("role", ["annotator", "viewer"])
+def test_no_one_else_withdraws_an_invitation(person: Make, accounts: Accounts, role: Role) -> None:
+    accounts.invite("annotator", None)
+    (found,) = accounts.invitations()
+    assert person("Sam", role).submit(f"/people/invitations/{found.digest}/withdraw").status_code == 403
+    assert [each.digest for each in accounts.invitations()] == [found.digest]
+
+
 def test_the_first_owner_joins_by_a_link_too(browser: TestClient, accounts: Accounts) -> None:
     assert join(browser, accounts.invite("owner", None), "Olivia").status_code == 303
     assert browser.get("/audit").status_code == 200
@@ -406,6 +434,20 @@ def test_people_choose_among_the_categories_of_the_items_and_name_others(person:
     assert ann.submit("/account/limits", fields).headers["location"] == "/account"
     changed = accounts.get(ann.account.id)
     assert (changed.daily_cap, changed.avoid) == (5, ("gore", "self-harm", "spiders", "violence"))
+
+
+def test_spellings_of_a_category_that_differ_in_capitals_are_one(person: Make, database: Database) -> None:
+    projects = Projects(database)
+    made = projects.create("P", ProjectSettings(num_responses=2), None)
+    rows = [(Prompt(tag, {"categories": tag}), [Text("a"), Text("b")]) for tag in ("Gore", "GORE", "war")]
+    projects.add_items(made.id, rows, None)
+    ann = person("Ann", "annotator")
+    ann.submit("/account/limits", {"daily_cap": "", "avoid": ["Gore"], "avoid_also": "gore"})
+    page = ann.get("/account").text
+    assert re.findall(r'name="avoid" value="(\w+)"( checked)?', page) == [("gore", " checked"), ("war", "")]
+    task = Tasks(database).next(made.id, ann.account.id)
+    assert task is not None
+    assert task.prompt.text == "war"
 
 
 def test_what_someone_avoids_is_not_given_to_them(person: Make, database: Database) -> None:

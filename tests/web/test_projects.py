@@ -17,6 +17,8 @@ from heed.feedback.database import Database
 from heed.feedback.projects import Project, Projects, ProjectSettings
 from heed.feedback.schema import ItemRow
 from heed.feedback.store import FeedbackStore
+from heed.feedback.waiting import WaitingPrompts
+from heed.records import Prompt, Response
 from heed.web import uploads
 from tests.web.conftest import Person, text_of
 
@@ -338,10 +340,51 @@ def test_what_comes_of_an_import_is_counted(lead: Person, database: Database) ->
     assert "Rows skipped, for chosen and rejected are identical: 1" in again
 
 
-def test_prompts_alone_are_of_no_use(lead: Person, project: Project, database: Database) -> None:
-    told = text_of(upload(lead, project, row_of([{"prompt": "Why?"}])).text)
-    assert "too few different responses to judge: 1" in told
+def test_prompts_alone_wait_for_a_policy_and_the_page_says_how_to_start_one(lead: Person, project: Project, database: Database) -> None:
+    rows = row_of([{"prompt": "Why?"}, {"prompt": "How?"}, {"prompt": "Why?"}])
+    told = text_of(upload(lead, project, rows).text)
+    assert "New prompts, from rows of prompt (text), which wait for a policy to answer them: 2" in told
+    assert "2 prompts wait for a policy" in told
+    assert "heed feedback sample DATABASE &#39;Kind answers&#39; --policy FOLDER" in told
+    assert "were answered by a policy, or came twice: 2" in text_of(upload(lead, project, rows).text)
     assert len(items(database)) == 5
+    assert WaitingPrompts(database).count(project.id) == 2
+    for path in (f"/projects/{project.id}", f"/projects/{project.id}/live"):
+        assert "2 prompts wait for a policy" in text_of(lead.get(path).text)
+
+
+def test_of_a_file_that_is_refused_no_prompt_waits(lead: Person, project: Project, database: Database) -> None:
+    conversation = {"messages": [{"role": "user", "content": "Hello"}]}
+    for rows, fields in (([conversation], {}), ([{"prompt": "Why?"}], {"gold": "yes"}), ([{"prompt": "Why?"}, {"prompt": 3}], {})):
+        assert upload(lead, project, row_of(rows), **fields).status_code == 422
+    assert WaitingPrompts(database).count(project.id) == 0
+
+
+def test_conversations_with_and_without_a_response_become_items_and_wait(lead: Person, database: Database) -> None:
+    project = Projects(database).create("P", ProjectSettings(num_responses=2), None)
+    hello = {"role": "user", "content": "Hello"}
+    rows = [{"messages": [hello, {"role": "assistant", "content": text}]} for text in ("Hi", "Bye")]
+    told = text_of(upload(lead, project, row_of([*rows, {"messages": [{"role": "user", "content": "Why?"}]}])).text)
+    assert "New items, from rows of messages (conversations): 1" in told
+    assert "New prompts, from rows of messages (conversations), which wait for a policy to answer them: 1" in told
+
+
+def test_who_has_nothing_left_is_told_that_more_will_come_and_when_it_is_there(person: Join, database: Database) -> None:
+    project = Projects(database).create("P", ProjectSettings(num_responses=2), None)
+    waiting, annotator = WaitingPrompts(database), person("Ann", "annotator")
+    assert "All done" in annotator.get(f"/projects/{project.id}/label").text
+    waiting.add(project.id, [Prompt("Why?")], None)
+    page = annotator.get(f"/projects/{project.id}/label").text
+    assert "More will come" in page
+    assert f'hx-get="/projects/{project.id}/more"' in page
+    asked = annotator.get(f"/projects/{project.id}/more")
+    assert (asked.status_code, "hx-refresh" in asked.headers) == (204, False)
+    batch = waiting.take(project.id, 1)
+    assert batch is not None
+    waiting.answer(batch, [[Response("a"), Response("b")]])
+    assert annotator.get(f"/projects/{project.id}/more").headers["hx-refresh"] == "true"
+    assert "Why?" in annotator.get(f"/projects/{project.id}/label").text
+    assert person("Vic", "viewer").get(f"/projects/{project.id}/more").status_code == 403
 
 
 HALF = row_of([RANKING])[:-10]

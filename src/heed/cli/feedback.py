@@ -1,4 +1,4 @@
-"""`heed feedback export`, `import` and `status`."""
+"""`heed feedback`: export, import, add, status, and what works on a project beside its annotators."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
+from heed.cli.label import tell_added
+from heed.cli.learning_curve import MeasureCurve
+from heed.cli.sample_prompts import SamplePrompts
+from heed.cli.score import ScoreProject
 from heed.data.writers import write_jsonl
 from heed.errors import UserError
 from heed.feedback.database import Database
-from heed.feedback.export import Export, Filters, annotators_of, read_time
+from heed.feedback.export import Export, Filters, annotators_of, label_weights, read_time
+from heed.feedback.imported import add_rankings
 from heed.feedback.projects import Projects
 from heed.feedback.transfer import import_project, project_rows
+from heed.records import Ranking
+from heed.web.uploads import add_data, read_data
 
 Where = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATABASE")]
 Names = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -47,6 +54,8 @@ class ExportProject:
     """Leave out what annotators agree on less, and what only one of them judged; what a lead decided stays."""
     checks: bool = False
     """Also answers to gold items and repetitions."""
+    weights: bool = False
+    """Weigh each annotator's labels by their reliability, estimated from what several annotators compared."""
 
     def __call__(self) -> None:
         filters = Filters(
@@ -59,11 +68,11 @@ class ExportProject:
         )
         database = _existing(self.database)
         if self.kind == "full":
-            if filters != Filters() or self.card:
-                raise UserError("filters or a card for kind full", expected="none: it holds all of the project")
+            if filters != Filters() or self.card or self.weights:
+                raise UserError("filters, weights or a card for kind full", expected="none: it holds all of the project")
             print(f"{write_jsonl(self.output, project_rows(database, self.project)):,} lines: {self.output}")
         else:
-            self._write(Export(database, self.project, self.kind, filters))
+            self._write(Export(database, self.project, self.kind, filters, label_weights if self.weights else None))
         database.close()
 
     def _write(self, export: Export) -> None:
@@ -102,6 +111,34 @@ class ImportProject:
 
 
 @dataclass(frozen=True, slots=True)
+class AddData:
+    """Add the prompts and responses of a file to a project; with --annotator, its rankings too."""
+
+    database: Where
+    """A file, or a URL such as postgresql+psycopg://..."""
+    project: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROJECT")]
+    """The project's name."""
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """Any file that `heed data check` accepts; prompts without responses wait for `heed feedback sample`."""
+    annotator: str | None = None
+    """Who ranked the responses as the file does; a name that the project does not know is added."""
+
+    def __call__(self) -> None:
+        data = read_data(Path(self.file))
+        ranked = [Ranking(f.prompt, tuple(f.responses), tuple(f.ranks)) for f in data.found if f.ranks and len(f.responses) > 1]
+        if self.annotator is not None and not ranked:
+            raise UserError(f"rows of {data.format} rank nothing", file=self.file, expected="preferences or rankings with --annotator")
+        database = _existing(self.database)
+        project = Projects(database).get(self.project)
+        tell_added(project, data, *add_data(database, project.id, data, None))
+        if self.annotator is not None:
+            said = add_rankings(database, project.id, ranked, self.annotator, None)
+            left = {"known": said.known, "of responses that are no item": said.without_item}
+            print(f"{self.annotator}: {said.new:,} answers" + "".join(f", {n:,} {what}" for what, n in left.items() if n))
+        database.close()
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """Say which projects a database has, and how far they have come."""
 
@@ -121,7 +158,11 @@ class Status:
 Feedback: TypeAlias = (
     Annotated[ExportProject, tyro.conf.subcommand("export")]
     | Annotated[ImportProject, tyro.conf.subcommand("import")]
+    | Annotated[AddData, tyro.conf.subcommand("add")]
     | Annotated[Status, tyro.conf.subcommand("status")]
+    | Annotated[SamplePrompts, tyro.conf.subcommand("sample")]
+    | Annotated[MeasureCurve, tyro.conf.subcommand("curve")]
+    | Annotated[ScoreProject, tyro.conf.subcommand("score")]
 )
 
 

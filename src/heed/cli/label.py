@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
+import subprocess
+import sys
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 
+from heed.cli.sample_prompts import PARENT
 from heed.errors import UserError, require
 from heed.feedback.accounts import Accounts
 from heed.feedback.database import Database
-from heed.feedback.projects import Project, Projects, ProjectSettings
+from heed.feedback.projects import Added, Project, Projects, ProjectSettings
+from heed.feedback.waiting import AddedPrompts, WaitingPrompts
+from heed.pipeline.newest import newest_policy
 from heed.records import Response, Sampling
 from heed.web.uploads import Data, add_data, read_data
 
 TESTBED = "testbed"
 NUM_PROMPTS, NUM_RESPONSES = 200, 4
 """Of the built-in world's project."""
+STOP_SECONDS = 20.0
+"""That a sampler is given to return what it has taken."""
 GUIDELINES = """\
 You judge a small household assistant.
 
@@ -39,9 +49,11 @@ class Label:
     database: str = "feedback.db"
     """A file (made where there is none), or a URL such as postgresql+psycopg://user@host/name for a team."""
     data: str | None = None
-    """Responses to judge, imported into a project: any file that `heed data check` accepts."""
+    """Responses to judge, or prompts that wait for a policy, imported into a project: any file that `heed data check` accepts."""
     project: str | None = None
     """The project that the data goes to, made where there is none; by default it is named as the file."""
+    policy: str | None = None
+    """Have a policy answer the project's waiting prompts as annotators need them: a model, or a run's folder for its newest."""
     host: str = "127.0.0.1"
     """The address to serve; 0.0.0.0 for all of this machine's."""
     port: int = 8000
@@ -52,15 +64,26 @@ class Label:
     """The app stands behind a proxy that speaks https: cookies are sent over https alone."""
 
     def __call__(self) -> int:
-        require(self.project is None or self.data is not None, "project", self.project, "--data FILE beside it")
+        alone = self.data is None and self.policy is None
+        require(self.project is None or not alone, "project", self.project, "--data FILE or --policy FOLDER beside it")
+        nowhere = self.project is None and self.data is None
+        require(self.policy is None or not nowhere, "policy", self.policy, "--project NAME or --data FILE beside it")
+        if self.policy is not None:
+            newest_policy(self.policy)
         require(0 <= self.port < 2**16, "port", self.port, "0 to 65535")
         with _listen(self.host, self.port) as listening:  # before anything that takes long
             database = Database(self.database)
+            project = None
             if self.data is not None:
-                _import(Projects(database), Path(self.data), self.project)
+                project = _import(database, Path(self.data), self.project)
+                if self.policy is None and (left := WaitingPrompts(database).count(project.id)):
+                    print(f"{project.name}: {left:,} prompts wait; --policy FOLDER answers them")
+            elif self.project is not None:
+                project = Projects(database).get(self.project)
             elif not Projects(database).all():
                 _make_testbed(Projects(database))
-            self._serve(database, listening)
+            with nullcontext() if self.policy is None or project is None else _sampling(self.database, project, self.policy):
+                self._serve(database, listening)
             database.close()
         print(f"stopped; everything is in {database.engine.url}")
         return 0
@@ -126,21 +149,47 @@ def _reachable(host: str) -> str:
     return f"[{address}]" if address.version == 6 else str(address)
 
 
-def _import(projects: Projects, file: Path, name: str | None) -> None:
+@contextmanager
+def _sampling(database: str, project: Project, policy: str) -> Iterator[None]:
+    """A process beside this one that answers the project's waiting prompts, until the block ends or this process does."""
+    command = [sys.executable, "-m", "heed.cli.main", "feedback", "sample", database, project.name, "--policy", policy]
+    # In a group of its own: Ctrl-C goes to the server, which stops it.
+    environment = os.environ | {PARENT: str(os.getpid())}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0) as sampler:
+        try:
+            yield
+        finally:
+            sampler.terminate()
+            try:
+                sampler.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                sampler.kill()
+
+
+def _import(database: Database, file: Path, name: str | None) -> Project:
     data = read_data(file)
-    project = _project_for(projects, name or file.name.split(".")[0] or file.name, data)
-    added = add_data(projects, project.id, data, None)
-    left = {"known": added.known, "with too few responses": added.too_few, "rows skipped": data.skipped.total()}
-    told = "".join(f", {count:,} {what}" for what, count in left.items() if count)
-    print(f"{project.name}: {added.new:,} new items of {data.format}{told}")
+    project = _project_for(Projects(database), name or file.name.split(".")[0] or file.name, data)
+    tell_added(project, data, *add_data(database, project.id, data, None))
+    return project
+
+
+def tell_added(project: Project, data: Data, added: Added, waiting: AddedPrompts) -> None:
+    """Print what came of adding data to a project."""
+    if data.most_responses or not data.found:
+        left = {"known": added.known, "with too few responses": added.too_few, "rows skipped": data.skipped.total()}
+        told = "".join(f", {count:,} {what}" for what, count in left.items() if count)
+        print(f"{project.name}: {added.new:,} new items of {data.format}{told}")
+    if waiting.new or waiting.known:
+        known = f", {waiting.known:,} known" if waiting.known else ""
+        print(f"{project.name}: {waiting.new:,} new prompts wait for a policy{known}")
 
 
 def _project_for(projects: Projects, name: str, data: Data) -> Project:
-    """The project of this name; where there is none, one that suits the data."""
+    """The project of this name; where there is none, one that suits the data. What a policy will say suits any."""
     known = next((project for project in projects.all() if project.name == name), None)
     if known is not None:
         return known
-    if data.most_responses < 2:
+    if data.most_responses == 1:
         raise UserError(f"rows of {data.format}, one response to each prompt", file=data.name, expected="2 responses or more to compare")
     settings = ProjectSettings(compare="pairwise", num_responses=2) if data.most_responses == 2 else ProjectSettings()
     return projects.create(name, settings, None)

@@ -22,11 +22,13 @@ IMPLICIT_PAIR = ("chosen", "rejected")
 MESSAGES = ("messages",)
 RESPONSE = ("prompt", "response")
 COMPLETION = ("prompt", "completion")
+LABELLED = (("prompt", "response", "label"), ("prompt", "completion", "label"))
+"""A response that is good (true) or bad (false): read for its texts, and never as a demonstration, for many are bad."""
 PROMPT = ("prompt",)
 
 PREFERENCES = (RANKING, PAIR, IMPLICIT_PAIR)
 DEMONSTRATIONS = (MESSAGES, RESPONSE, COMPLETION, PAIR, IMPLICIT_PAIR)
-ANY = (RANKING, PAIR, IMPLICIT_PAIR, MESSAGES, RESPONSE, COMPLETION, PROMPT)
+ANY = (RANKING, PAIR, IMPLICIT_PAIR, MESSAGES, *LABELLED, RESPONSE, COMPLETION, PROMPT)
 
 _ROLES = ("system", "user", "assistant", "tool")
 
@@ -39,11 +41,19 @@ def layout_of(fields: object, layouts: Sequence[Layout]) -> Layout:
     """The first of `layouts` whose fields a row has; raises `Malformed` where there is none."""
     if not isinstance(fields, Mapping):
         raise Malformed(f"{_kind(fields)}", "an object with fields")
-    found = next((layout for layout in layouts if all(fields.get(name) is not None for name in layout)), None)
+    found = next((layout for layout in layouts if _has(fields, layout)), None)
+    if found in (RESPONSE, COMPLETION) and any(_has(fields, layout) for layout in LABELLED):
+        raise Malformed("a response with a `label` of good or bad", "demonstrations or preferences: bad responses are not to be imitated")
     if found is None:
         names = ", ".join(f"{name} (null)" if value is None else str(name) for name, value in fields.items())
         raise Malformed(f"the fields {names or '(none)'}", " or ".join(" + ".join(layout) for layout in layouts))
     return found
+
+
+def _has(fields: Fields, layout: Layout) -> bool:
+    """Whether all fields are there; a `label` that is not true or false is a column like any other."""
+    there = all(fields.get(name) is not None for name in layout)
+    return there and (layout not in LABELLED or isinstance(fields["label"], bool))
 
 
 def describe(layout: Layout, prompt: Prompt) -> str:
@@ -154,6 +164,7 @@ _PARSERS: dict[Layout, Callable[[Fields], Record]] = {
     MESSAGES: _messages_row,
     RESPONSE: _demonstration("response"),
     COMPLETION: _demonstration("completion"),
+    **{layout: _demonstration(layout[1]) for layout in LABELLED},
     PROMPT: _prompt,
 }
 

@@ -93,6 +93,19 @@ class LogEntry:
     detail: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class OpenInvitation:
+    """A link that nobody has used yet."""
+
+    digest: str
+    """By which it is withdrawn; the link itself is known to those who have it alone."""
+    role: Role
+    invited_by: str | None
+    """A name or a pseudonym; none where the program made the link."""
+    created_at: datetime
+    expires_at: datetime
+
+
 class Accounts:
     """Accounts and everything that proves to be one of them; every change is audited, and on disk when the call returns.
 
@@ -117,15 +130,33 @@ class Accounts:
         require(role in ROLES, "role", role, f"one of {', '.join(ROLES)}")
         token = secrets.token_urlsafe(24)
         with self.database.write() as session:
-            expires = utc_now() + timedelta(days=days)
-            session.add(InvitationRow(token=_digest(token), role=role, created_by=by, expires_at=expires))
-            audit(session, by, "invite", role=role)
+            session.execute(delete(InvitationRow).where(InvitationRow.accepted_by.is_(None), InvitationRow.expires_at < utc_now()))
+            digest, expires = _digest(token), utc_now() + timedelta(days=days)
+            session.add(InvitationRow(token=digest, role=role, created_by=by, expires_at=expires))
+            audit(session, by, "invite", role=role, invitation=digest[:8])
         return token
+
+    def invitations(self) -> list[OpenInvitation]:
+        """Those that can still be accepted, oldest first."""
+        query = select(InvitationRow, AccountRow.name).join(AccountRow, AccountRow.id == InvitationRow.created_by, isouter=True)
+        query = query.where(InvitationRow.accepted_by.is_(None), InvitationRow.expires_at > utc_now()).order_by(InvitationRow.created_at)
+        with self.database.read() as session:
+            found = session.execute(query).tuples()
+            return [OpenInvitation(row.token, _role(row.role), name, row.created_at, row.expires_at) for row, name in found]
+
+    def withdraw(self, digest: str, by: int) -> None:
+        """Make a link good for nothing; NotFound where it is no open invitation."""
+        with self.database.write() as session:
+            row = session.get(InvitationRow, digest, with_for_update=True)
+            if row is None or row.accepted_by is not None:
+                raise NotFound("there is no such open invitation", fix="reload the page: it may have been accepted meanwhile")
+            session.delete(row)
+            audit(session, by, "invite.withdraw", role=row.role, invitation=digest[:8])
 
     def invited_role(self, token: str) -> Role:
         """What a link is for; NotFound where it is no invitation, was used, or has expired."""
         with self.database.read() as session:
-            return _invitation(session, token).role  # pyright: ignore[reportReturnType]
+            return _role(_invitation(session, token).role)
 
     def accept(self, token: str, name: str, password: str) -> Account:
         """Make the account that a link invites to. Raises UserError for a name or password that will not do, Conflict for a taken name."""
@@ -133,9 +164,9 @@ class Accounts:
         name = check_name(name)
         hashed = _hasher.hash(check_password(password, name))
         with self.database.write() as session:
-            _alone(session)
-            invitation = _invitation(session, token)
-            if _named(session, name) is not None:
+            alone(session)
+            invitation = _invitation(session, token, lock=True)
+            if named(session, name) is not None:
                 raise Conflict(f"the name {name!r} is taken", fix="choose another")
             row = AccountRow(name=name, password=hashed, role=invitation.role, avoid=[])
             session.add(row)
@@ -147,7 +178,7 @@ class Accounts:
     def sign_in(self, name: str, password: str) -> str | None:
         """The secret of a new session's cookie; None for a wrong name or password."""
         with self.database.read() as session:
-            row = _named(session, name)
+            row = named(session, name)
         right = _hasher.verify(password[:LONGEST_PASSWORD], row.password if row is not None and row.password else _NOBODY)
         if not right or row is None or row.deleted_at is not None:
             with self.database.write() as session:
@@ -159,6 +190,7 @@ class Accounts:
         """The secret of a new session's cookie, for someone who has just proved who they are."""
         token = secrets.token_urlsafe(32)
         with self.database.write() as session:
+            _standing(session, account_id)
             session.execute(delete(SessionRow).where(SessionRow.expires_at < utc_now()))
             expires = utc_now() + timedelta(days=SESSION_DAYS)
             csrf = secrets.token_urlsafe(24)
@@ -189,6 +221,7 @@ class Accounts:
         token = f"heed_{secrets.token_urlsafe(32)}"
         digest = _digest(token)
         with self.database.write() as session:
+            _standing(session, account_id)
             session.add(ApiTokenRow(token=digest, account_id=account_id, label=label))
             audit(session, account_id, "token.create", token=digest[:8])
         return token
@@ -222,6 +255,7 @@ class Accounts:
             raise UserError("the old password is wrong")
         hashed = _hasher.hash(check_password(new, row.name))
         with self.database.write() as session:
+            alone(session)
             _row(session, account_id).password = hashed
             session.execute(delete(SessionRow).where(SessionRow.account_id == account_id))
             audit(session, account_id, "account.password")
@@ -229,10 +263,11 @@ class Accounts:
     def change(self, account_id: int, by: int, *, daily_cap: int | None, avoid: Sequence[str] | None = None) -> Account:
         """Limits to what a person is asked to see: answers a day, and categories that are not shown; None leaves these as they are."""
         require(daily_cap is None or 0 < daily_cap <= MOST_A_DAY, "daily_cap", daily_cap, f"1 to {MOST_A_DAY:,}, or none")
-        categories = sorted({name.strip() for name in avoid or () if name.strip()})
+        categories = sorted({name.strip().casefold(): name.strip() for name in avoid or () if name.strip()}.values())
         clean = len(categories) <= 100 and all(len(name) <= 80 and name.isprintable() for name in categories)
         require(clean, "avoid", ", ".join(categories)[:200], "at most 100 categories of 1 to 80 characters that can be seen")
         with self.database.write() as session:
+            alone(session)
             row = _row(session, account_id)
             row.daily_cap, row.avoid = daily_cap, row.avoid if avoid is None else categories
             audit(session, by, "account.change", account=account_id, daily_cap=daily_cap, avoided=len(row.avoid))
@@ -242,7 +277,7 @@ class Accounts:
         """Conflict where no owner would be left."""
         require(role in ROLES, "role", role, f"one of {', '.join(ROLES)}")
         with self.database.write() as session:
-            _alone(session)
+            alone(session)
             row = _row(session, account_id)
             before, row.role = row.role, role
             _keep_an_owner(session)
@@ -252,8 +287,8 @@ class Accounts:
     def delete(self, account_id: int, by: int) -> str:
         """Forget a person; judgements stay, signed by the pseudonym that is returned. Conflict where no owner would be left."""
         with self.database.write() as session:
-            _alone(session)
-            row = _row(session, account_id, lock=True)  # waits for answers that are just being signed with the name
+            alone(session)
+            row = _row(session, account_id, lock=True)  # waits for answers that are just being signed with the name, and for sign-ins
             name, pseudonym = row.name, f"annotator-{secrets.token_hex(4)}"
             session.execute(update(JudgementRow).where(JudgementRow.annotator == name).values(annotator=pseudonym))
             session.execute(delete(SessionRow).where(SessionRow.account_id == account_id))
@@ -271,10 +306,10 @@ class Accounts:
             return dict(session.execute(query.group_by(AnswerRow.account_id)).all())
 
     def categories(self) -> list[str]:
-        """What items of any project are said to hold."""
+        """What items of any project are said to hold; of spellings that differ in capitals alone, one."""
         with self.database.read() as session:
             found = session.scalars(select(cast(ItemRow.categories, Text)).distinct())
-            return sorted({name for names in found for name in json.loads(names)})
+            return sorted({name.casefold(): name for names in found for name in json.loads(names)}.values())
 
     def log(self, prefix: str = "", before: int | None = None) -> list[LogEntry]:
         """The newest entries of the audit log whose action begins with `prefix`, older than entry `before` if one is named."""
@@ -335,8 +370,12 @@ def check_password(password: str, name: str) -> str:
 
 
 def _account(row: AccountRow) -> Account:
-    assert row.role in ROLES
-    return Account(row.id, row.name, row.role, row.daily_cap, tuple(row.avoid), row.created_at)  # pyright: ignore[reportArgumentType]
+    return Account(row.id, row.name, _role(row.role), row.daily_cap, tuple(row.avoid), row.created_at)
+
+
+def _role(role: str) -> Role:
+    assert role in ROLES
+    return role  # pyright: ignore[reportReturnType]
 
 
 def _row(session: Session, account_id: int, *, lock: bool = False) -> AccountRow:
@@ -346,25 +385,34 @@ def _row(session: Session, account_id: int, *, lock: bool = False) -> AccountRow
     return row
 
 
+def _standing(session: Session, account_id: int) -> None:
+    """NotFound for an account that was deleted; until the transaction ends it is not."""
+    found = session.scalar(select(AccountRow).where(AccountRow.id == account_id).with_for_update(read=True))
+    if found is None or found.deleted_at is not None:
+        raise NotFound(f"there is no account {account_id}")
+
+
 def _columns(row: AnswerRow | DecisionRow | AuditRow) -> dict[str, Any]:
     return {column.key: getattr(row, column.key) for column in row.__table__.columns}
 
 
-def _named(session: Session, name: str) -> AccountRow | None:
-    """Compared here, as databases differ in what is the same letter; a team is small."""
-    key, names = name_key(name), session.execute(select(AccountRow.id, AccountRow.name))
+def named(session: Session, name: str) -> AccountRow | None:
+    """The account of this name, also a deleted one. Compared here, as databases differ in what is the same letter; a team is small."""
+    # Those who can sign in first: a project that was imported may have brought another spelling of the name.
+    key, in_order = name_key(name), (AccountRow.deleted_at.is_not(None), AccountRow.id)
+    names = session.execute(select(AccountRow.id, AccountRow.name).order_by(*in_order)).tuples()
     found = next((account_id for account_id, other in names if name_key(other) == key), None)
     return None if found is None else session.get(AccountRow, found)
 
 
-def _alone(session: Session) -> None:
+def alone(session: Session) -> None:
     """Let no one else add, change or delete accounts until this transaction ends; on SQLite every write is alone."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("LOCK TABLE accounts IN SHARE ROW EXCLUSIVE MODE"))
 
 
-def _invitation(session: Session, token: str) -> InvitationRow:
-    row = session.get(InvitationRow, _digest(token))
+def _invitation(session: Session, token: str, *, lock: bool = False) -> InvitationRow:
+    row = session.get(InvitationRow, _digest(token), with_for_update=lock or None)
     if row is None or row.accepted_by is not None or row.expires_at <= utc_now():
         raise NotFound("this invitation is no longer good", fix="ask for a new one")
     return row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -45,7 +45,7 @@ class AnnotatorQuality:
     num_again: int
     first_preferred: float | None
     """Share of comparisons that the response shown first wins, ties half; 1/2 without position bias."""
-    seconds: float
+    seconds: float | None
     """Median for an answer."""
     warnings: tuple[Warned, ...]
 
@@ -59,9 +59,12 @@ def annotator_qualities(standing: Standing, said: Outcomes, last: Outcomes, coun
     shares = [against.share() for against in (others, gold, repeated)]
     num_gold, num_again = gold.items(), repeated.items()
     seconds: dict[str, list[float]] = defaultdict(list)
+    answers: Counter[str] = Counter()
     accounts: dict[str, int] = {}
     for answer in standing.answers:
-        seconds[answer.annotator].append(answer.seconds)
+        answers[answer.annotator] += 1
+        if answer.reason != "imported":
+            seconds[answer.annotator].append(answer.seconds)
         accounts[answer.annotator] = answer.account_id
     usual = {name: float(np.median(values)) for name, values in seconds.items() if len(values) >= LEAST}
     found = []
@@ -72,14 +75,14 @@ def annotator_qualities(standing: Standing, said: Outcomes, last: Outcomes, coun
             AnnotatorQuality(
                 account_id=accounts[name],
                 name=name,
-                answers=len(seconds[name]),
+                answers=answers[name],
                 agreement=agreement,
                 gold=of_gold,
                 num_gold=int(num_gold[row]),
                 consistency=consistency,
                 num_again=int(num_again[row]),
                 first_preferred=first,
-                seconds=float(np.median(seconds[name])),
+                seconds=float(np.median(seconds[name])) if seconds[name] else None,
                 warnings=(
                     *others.random_clicks(row, "others"),
                     *gold.random_clicks(row, "gold answers"),

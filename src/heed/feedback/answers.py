@@ -56,7 +56,7 @@ class GivenAnswer(NamedTuple):
     annotator: str
     """The account's name, or its pseudonym."""
     reason: str
-    """Why the annotator got this item: `random`, `uncertain`, `gold` or `again`."""
+    """Why the annotator got this item, as `LeaseRow.reason`."""
     order: tuple[int, ...]
     """Positions of the item's responses in the order shown."""
     ranks: tuple[int, ...] | None

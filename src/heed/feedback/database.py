@@ -140,7 +140,9 @@ def _revision(connection: Connection) -> str | None:
 def _configure_sqlite(connection: Any, _: object) -> None:
     # The driver's own transactions begin too late (at the first write) to keep what was read before it true.
     connection.isolation_level = None
-    for pragma in (f"busy_timeout={int(LOCK_TIMEOUT * 1000)}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    pragmas = (f"busy_timeout={int(LOCK_TIMEOUT * 1000)}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+    # What is deleted is overwritten, so that nothing of a person who was forgotten is left in the file.
+    for pragma in (*pragmas, "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -18,19 +18,22 @@ from sqlalchemy import select
 import heed
 from heed.errors import UserError, require
 from heed.feedback.agreement import krippendorff_alpha, pairwise_agreement
-from heed.feedback.answers import GivenAnswer, Item, standing_answers
+from heed.feedback.annotators import LEAST
+from heed.feedback.answers import GivenAnswer, Item, Standing, standing_answers
 from heed.feedback.database import Database
 from heed.feedback.projects import SCALE, STRENGTHS, Projects
+from heed.feedback.quality import reliabilities
 from heed.feedback.schema import AccountRow, AnswerRow, DecisionRow, ItemRow, utc_now
 from heed.records import Judgement, Prompt
 
 Kind = Literal["pairs", "rankings", "kto", "demonstrations"]
 KINDS: Mapping[Kind, str] = {
     "pairs": "A row for each pair of responses that was compared, better response first. `label` is the share of annotators who "
-    "prefer `chosen` (a tie counts for half; 0.5 is a draw), `weight` how many they are, `margin` how far better they found it, from 0 "
-    "(slightly, or not asked) to 1 (far), `annotators` who said so, and `agreement` how probably two annotators say the same.",
-    "rankings": "A row for each annotator's ranking: `responses` with their `ranks`, 1 for the best and equal ranks for ties, and "
-    "`agreement` over all pairs of the responses.",
+    "prefer `chosen` (a tie counts for half; 0.5 is a draw), `weight` how many they are (or the sum of their weights), `margin` how "
+    "far better they found it, from 0 (slightly, or not asked) to 1 (far), `annotators` who said so, and `agreement` how probably two "
+    "annotators say the same.",
+    "rankings": "A row for each annotator's ranking: `responses` with their `ranks`, 1 for the best and equal ranks for ties, the "
+    "annotator's `weight`, and `agreement` over all pairs of the responses.",
     "kto": "A row for each response with `label` true where it is good and false where it is bad. To an annotator a response that "
     "they flagged is bad; any other is good that they prefer to more of the others than they prefer to it, and bad the other way "
     f"round; where nothing is compared, good is rated above the middle of the scale (over {(SCALE + 1) // 2} on average), and bad below. "
@@ -38,6 +41,11 @@ KINDS: Mapping[Kind, str] = {
     "demonstrations": "A row for each ideal response that annotators wrote: `prompt`, `response`, and `annotators` who wrote it.",
 }
 Row = dict[str, Any]
+WEIGHED = (
+    "each annotator's labels by how far they are better than a coin, from 0 to 1 (the one-coin model of Dawid and Skene, over all "
+    f"answers of the project); who compared fewer than {LEAST} items that others compared too weighs as much as the others on average; "
+    "a lead's decision weighs 1"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,23 +98,26 @@ class Export:
     """A project's answers as rows of one kind; what the rows leave out is counted while they are read.
 
     Raises NotFound for an unknown project, and UserError for filters that make no sense of it. `weights` gives each
-    annotator's weight; all count alike without it.
+    annotator's weight, or says how to find it from all that stands in the project (`label_weights`); all count alike without it.
     """
 
     database: Database
     project: int | str
     kind: Kind
     filters: Filters = field(default_factory=Filters)
-    weights: Mapping[str, float] | None = None
+    weights: Mapping[str, float] | Callable[[Standing], Mapping[str, float]] | None = None
     left_out: Counter[str] = field(init=False, default_factory=Counter)
     _counted: list[GivenAnswer] = field(init=False, default_factory=list)
     _num_rows: int = field(init=False, default=0)
+    _weights: Mapping[str, float] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, "kind", self.kind, f"one of {', '.join(KINDS)}")
         self.found = Projects(self.database).get(self.project)
         ideal = self.kind == "demonstrations" and self.filters.min_agreement > 0
         require(not ideal, "min_agreement", self.filters.min_agreement, "none for demonstrations: nobody agrees on them or not")
+        weighed = self.kind == "demonstrations" and self.weights is not None
+        require(not weighed, "weights", "given", "none for demonstrations: each is imitated as it is")
         unknown = set(self.filters.without_flags) - set(self.found.settings.flags)
         require(not unknown, "without_flags", ", ".join(sorted(unknown)), f"one of {', '.join(self.found.settings.flags) or 'no flags'}")
 
@@ -127,6 +138,7 @@ class Export:
 
     def _judged(self) -> Iterator[_Judged]:
         standing = standing_answers(self.database, self.found.id, texts=True)
+        self._weights = self.weights(standing) if callable(self.weights) else self.weights
         self._check_names({answer.annotator for answer in standing.answers})
         self._leave_out("skipped items", len(standing.skips))
         kept: dict[int, dict[str, GivenAnswer]] = defaultdict(dict)
@@ -152,8 +164,8 @@ class Export:
         unknown = set(self.filters.annotators) - known
         names = ", ".join(sorted(known)) or "nobody, for nobody has answered"
         require(not unknown, "annotator", ", ".join(sorted(unknown)), f"one of {names}")
-        unweighed = known - set(self.weights) if self.weights is not None else ()
-        require(not unweighed, "weights", sorted(self.weights or ()), f"also {', '.join(sorted(unweighed))}")
+        unweighed = known - set(self._weights) if self._weights is not None else ()
+        require(not unweighed, "weights", sorted(self._weights or ()), f"also {', '.join(sorted(unweighed))}")
 
     def _decisions(self) -> dict[int, Sequence[int]]:
         """Of each item that a lead decided, the last decision's ranks."""
@@ -168,7 +180,7 @@ class Export:
             self.left_out[what] += count
 
     def _weight(self, annotator: str) -> float:
-        return 1.0 if self.weights is None else self.weights[annotator]
+        return 1.0 if self._weights is None else self._weights[annotator]
 
     def _share(self, votes: Mapping[str, float]) -> tuple[float, float]:
         """The weighted mean of votes from 0 to 1, and their weight together."""
@@ -255,6 +267,23 @@ class Export:
             if answer.ideal.strip():
                 written[answer.ideal].append(answer.annotator)
         yield from ({"response": text, "annotators": names} for text, names in written.items())
+
+
+def label_weights(standing: Standing) -> dict[str, float]:
+    """Of everyone who answered, what their labels weigh: their reliability (`quality.reliabilities`), from 0 to 1.
+
+    Who compared fewer than 20 items that someone else compared too is not known: they weigh as much as the others do on
+    average. Raises UserError where that is so of all, or as `reliabilities` does.
+    """
+    compared = {(answer.item.id, answer.annotator) for answer in standing.answers if answer.ranks is not None}
+    of_item = Counter(item_id for item_id, _ in compared)
+    shared = Counter(name for item_id, name in compared if of_item[item_id] > 1)
+    known = {name: weight for name, weight in reliabilities(standing).items() if shared[name] >= LEAST}
+    if not known:
+        found = f"nobody has compared {LEAST} items that someone else compared too"
+        raise UserError(found, expected="enough of them to weigh annotators by", fix="raise the project's overlap, or go without weights")
+    usual = sum(known.values()) / len(known)
+    return {answer.annotator: known.get(answer.annotator, usual) for answer in standing.answers}
 
 
 def annotators_of(database: Database, project_id: int) -> list[str]:
@@ -349,12 +378,17 @@ def _card(export: Export) -> str:
         "pairwise agreement": _known(pairwise_agreement, judgements),
         "Krippendorff's alpha": _known(krippendorff_alpha, judgements),
         "filters": _said(export.filters),
+        "weights": "none" if export._weights is None else WEIGHED,
         "written": f"{utc_now():%Y-%m-%d %H:%M} UTC by heed {heed.__version__}",
     }
     lines = [f"# {project.name}: {export.kind}", "", KINDS[export.kind], ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", "## Annotators", "", "| annotator | answers |", "|---|---|"]
-    lines += [f"| {name.replace('|', '&#124;')} | {count:,} |" for name, count in names.most_common()]
+    weights = export._weights
+    lines += ["", "## Annotators", "", "| annotator | answers |" + " weight |" * (weights is not None)]
+    lines += ["|---|---|" + "---|" * (weights is not None)]
+    for name, count in names.most_common():
+        weight = "" if weights is None else f" {weights[name]:.3f} |"
+        lines.append(f"| {name.replace('|', '&#124;')} | {count:,} |{weight}")
     lines += ["", "## Left out", ""]
     lines += [f"- {count:,} {what}" for what, count in export.left_out.most_common()] or ["Nothing."]
     return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import Literal
 
 from sqlalchemy import ColumnElement, Select, exists, func, select
@@ -11,7 +12,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 from heed.feedback.projects import ProjectSettings
 from heed.feedback.schema import FIRST_TIME, GOLD, REPEATED, WAITING, AccountRow, AnswerRow, ItemRow, LeaseRow
 
-Reason = Literal["random", "uncertain", "gold", "again"]
+Reason = Literal["random", "uncertain", "gold", "again", "imported"]
 AGAIN_AFTER = 10
 """Answers that must lie between an item and its repetition."""
 AGAIN_AMONG = 100
@@ -51,7 +52,8 @@ def _waiting(
     waiting = fresh.where(WAITING)
     if settings.strategy == "uncertain" and generator.random() >= settings.control_share:
         item = session.scalar(waiting.order_by(ItemRow.priority.desc(), ItemRow.shuffle.desc()).limit(1))
-        return None if item is None else (item, "uncertain")
+        if item is None or item.priority > 0:  # else no reward model has told anything yet
+            return None if item is None else (item, "uncertain")
     place = _place(session, project_id, account.id)
     for part in (ItemRow.shuffle >= place, ItemRow.shuffle < place):
         item = session.scalar(waiting.where(part).order_by(ItemRow.shuffle).limit(1))
@@ -88,9 +90,23 @@ def _again(session: Session, project_id: int, account: AccountRow, generator: ra
     ).all()
     for item_id in generator.sample(candidates, len(candidates)):
         item = session.get_one(ItemRow, item_id)
-        if set(account.avoid).isdisjoint(item.categories):
+        if not avoids(account, item.categories):
             return item
     return None
+
+
+def num_left(session: Session, project_id: int, account: AccountRow) -> int:
+    """Items of a project that wait for an annotator and may come to this one."""
+    waiting = select(func.count(ItemRow.id)).where(ItemRow.project_id == project_id, WAITING)
+    wanted = waiting.where(*_wanted(session, account))
+    # Two numbers from short indices: to ask of each item whether this annotator had it takes ten times as long.
+    lease = select(LeaseRow.item_id).where(LeaseRow.account_id == account.id, LeaseRow.state != "expired", FIRST_TIME)
+    return (session.scalar(wanted) or 0) - (session.scalar(wanted.where(ItemRow.id.in_(lease))) or 0)
+
+
+def avoids(account: AccountRow, categories: Iterable[str]) -> bool:
+    """Whether the annotator has asked not to see what holds one of these; capitals make no difference."""
+    return not {name.casefold() for name in account.avoid}.isdisjoint(categories)
 
 
 def in_project(item_id: ColumnElement[int] | InstrumentedAttribute[int], project_id: int) -> ColumnElement[bool]:
@@ -113,7 +129,7 @@ def _wanted(session: Session, account: AccountRow) -> list[ColumnElement[bool]]:
         return []
     names = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_array_elements_text
     name = names(ItemRow.categories).table_valued("value")
-    return [~exists().select_from(name).where(name.c.value.in_(account.avoid))]
+    return [~exists().select_from(name).where(name.c.value.in_(sorted({name.casefold() for name in account.avoid})))]
 
 
 def _all_gold(session: Session, project_id: int) -> bool:

@@ -27,7 +27,8 @@ class Outcomes:
     said: np.ndarray
     """`[A, P]`."""
     first_won: np.ndarray
-    """`[A]`: share of other responses that are worse than the one shown first, less the share that is better; NaN in repetitions."""
+    """`[A]`: share of other responses that are worse than the one shown first, less the share that is better; NaN in repetitions,
+    and where the order is not known."""
     first_spread: np.ndarray
     """`[A]`: the mean square of that share over the responses, any of which might have been shown first."""
     gold: np.ndarray
@@ -58,8 +59,8 @@ class Outcomes:
             np.array([columns[answer.annotator] for answer in answers], dtype=int),
             np.array([rows[answer.item.id] for answer in answers], dtype=int),
             said,
-            # A repetition is never shown in the order of the time before: its order is not as good as any other.
-            np.where(np.array([answer.reason == "again" for answer in answers], dtype=bool), np.nan, first),
+            # A repetition is never shown in the order of the time before: its order is not as good as any other. A file tells none.
+            np.where(np.array([answer.reason in ("again", "imported") for answer in answers], dtype=bool), np.nan, first),
             (won**2).sum(axis=1) / shown,
             np.sign(gold[:, right] - gold[:, left]),
             np.sign(lengths[:, left] - lengths[:, right]),

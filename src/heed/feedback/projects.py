@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from heed.config import load_config
 from heed.errors import UserError, require
 from heed.feedback.database import Database, take_turns
-from heed.feedback.schema import AuditRow, ItemResponseRow, ItemRow, LeaseRow, ProjectRow, PromptRow, utc_now
+from heed.feedback.schema import AuditRow, ItemResponseRow, ItemRow, LeaseRow, ProjectRow, PromptRow, WaitingPromptRow, utc_now
 from heed.feedback.store import add_items
 from heed.records import Prompt, Response
 
@@ -213,43 +213,55 @@ class Projects:
         """
         with self.database.write() as session:
             take_turns(session, "texts")
-            ids = add_items(session, items)
-            project = _project(find_project(session, project_id, lock=True))
-            _check_style(session, project, [prompt for prompt, _ in items])
-            settings, rows, known, too_few, left_over = project.settings, [], 0, 0, 0
-            have = set(map(tuple, session.execute(select(ItemRow.prompt_id, ItemRow.digest).where(ItemRow.project_id == project_id))))
-            for index, ((prompt, _), found) in enumerate(zip(items, ids, strict=True)):
-                right = gold[index] if gold else None
-                different = list(dict.fromkeys(found))
-                groups = _groups(different, settings)
-                too_few += not groups
-                left_over += len(different) - sum(map(len, groups)) if groups else 0
-                if right and groups:
-                    require(len(groups) == 1, "gold", right, f"ranks of {settings.num_responses} responses at most: those shown together")
-                    check_ranks(right, len(groups[0]))
-                for group in groups:
-                    digest = hashlib.sha256(json.dumps(group).encode()).hexdigest()
-                    if (prompt.id, digest) in have:
-                        known += 1
-                        continue
-                    have.add((prompt.id, digest))
-                    rows.append((_item(project_id, prompt, digest, settings, right), group))
-            session.add_all(row for row, _ in rows)
-            session.flush()
-            places = [
-                {"item_id": row.id, "position": position, "response_id": response_id}
-                for row, group in rows
-                for position, response_id in enumerate(group)
-            ]
-            if places:
-                session.execute(insert(ItemResponseRow), places)
-            added = Added(len(rows), known, too_few, left_over)
-            audit(session, by, "items.add", project=project_id, **added._asdict())
-        return added
+            return add_project_items(session, project_id, items, by, gold=gold)
 
     @property
     def _sqlite(self) -> bool:
         return self.database.engine.dialect.name == "sqlite"
+
+
+def add_project_items(
+    session: Session,
+    project_id: int,
+    items: Sequence[tuple[Prompt, Sequence[Response]]],
+    by: int | None,
+    *,
+    gold: Sequence[Sequence[int] | None] | None = None,
+) -> Added:
+    """`Projects.add_items` within a transaction that takes its turn at `texts`."""
+    ids = add_items(session, items)
+    project = _project(find_project(session, project_id, lock=True))
+    check_style(session, project_id, [prompt for prompt, _ in items])
+    settings, rows, known, too_few, left_over = project.settings, [], 0, 0, 0
+    have = _known_items(session, project_id, {prompt.id for prompt, _ in items})
+    for index, ((prompt, _), found) in enumerate(zip(items, ids, strict=True)):
+        right = gold[index] if gold else None
+        different = list(dict.fromkeys(found))
+        groups = _groups(different, settings)
+        too_few += not groups
+        left_over += len(different) - sum(map(len, groups)) if groups else 0
+        if right and groups:
+            require(len(groups) == 1, "gold", right, f"ranks of {settings.num_responses} responses at most: those shown together")
+            check_ranks(right, len(groups[0]))
+        for group in groups:
+            digest = hashlib.sha256(json.dumps(group).encode()).hexdigest()
+            if (prompt.id, digest) in have:
+                known += 1
+                continue
+            have.add((prompt.id, digest))
+            rows.append((_item(project_id, prompt, digest, settings, right), group))
+    session.add_all(row for row, _ in rows)
+    session.flush()
+    places = [
+        {"item_id": row.id, "position": position, "response_id": response_id}
+        for row, group in rows
+        for position, response_id in enumerate(group)
+    ]
+    if places:
+        session.execute(insert(ItemResponseRow), places)
+    added = Added(len(rows), known, too_few, left_over)
+    audit(session, by, "items.add", project=project_id, **added._asdict())
+    return added
 
 
 def audit(session: Session, by: int | None, action: str, **detail: Any) -> None:
@@ -267,6 +279,18 @@ def find_project(session: Session, project: int | str, *, lock: bool = False) ->
     if row is None:
         raise NotFound(f"there is no project {project!r}")
     return row
+
+
+def check_style(session: Session, project_id: int, prompts: Sequence[Prompt]) -> None:
+    """Raise UserError where plain texts and conversations would come together in a project: no training takes both."""
+    styles = {prompt.is_conversation for prompt in prompts}
+    for row in (ItemRow, WaitingPromptRow):
+        content = session.scalar(
+            select(PromptRow.content).join(row, row.prompt_id == PromptRow.id).where(row.project_id == project_id).limit(1)
+        )
+        styles |= set() if content is None else {not isinstance(content, str)}
+    if len(styles) > 1:
+        raise UserError("plain texts and conversations together", expected="one of them in a project", fix="make another project")
 
 
 def check_ranks(ranks: Sequence[int], count: int) -> None:
@@ -305,12 +329,13 @@ def _check_sizes(session: Session, project_id: int, settings: ProjectSettings) -
     require(fits[settings.compare], "compare", settings.compare, f"{wanted}, which this project does not have; make another")
 
 
-def _check_style(session: Session, project: Project, prompts: Sequence[Prompt]) -> None:
-    first = select(PromptRow.content).join(ItemRow, ItemRow.prompt_id == PromptRow.id).where(ItemRow.project_id == project.id).limit(1)
-    known = session.scalar(first)
-    styles = {prompt.is_conversation for prompt in prompts} | (set() if known is None else {not isinstance(known, str)})
-    if len(styles) > 1:
-        raise UserError("plain texts and conversations together", expected="one of them in a project", fix="make another project")
+def _known_items(session: Session, project_id: int, prompt_ids: Collection[str]) -> set[tuple[str, str]]:
+    """Prompt and digest of the items that a project has of these prompts."""
+    wanted, found = list(prompt_ids), set[tuple[str, str]]()
+    for start in range(0, len(wanted), 500):
+        own = ItemRow.project_id == project_id, ItemRow.prompt_id.in_(wanted[start : start + 500])
+        found.update(session.execute(select(ItemRow.prompt_id, ItemRow.digest).where(*own)).tuples())
+    return found
 
 
 def _groups(ids: list[int], settings: ProjectSettings) -> list[list[int]]:
@@ -321,7 +346,7 @@ def _groups(ids: list[int], settings: ProjectSettings) -> list[list[int]]:
 
 
 def _item(project_id: int, prompt: Prompt, digest: str, settings: ProjectSettings, gold: Sequence[int] | None) -> ItemRow:
-    categories = [name.strip() for name in prompt.tags.get("categories", "").split(",") if name.strip()]
+    categories = [name.strip().casefold() for name in prompt.tags.get("categories", "").split(",") if name.strip()]
     return ItemRow(
         project_id=project_id,
         prompt_id=prompt.id,

@@ -202,7 +202,7 @@ class ItemRow(Base):
     gold: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
     """The right ranks, where they are known."""
     categories: Mapped[list[str]] = mapped_column(JSON)
-    """What it may hold that people asked not to see, such as `violence`."""
+    """What it may hold that people asked not to see, such as `violence`; case-folded."""
 
 
 class ItemResponseRow(Base):
@@ -234,7 +234,8 @@ class LeaseRow(Base):
     slot: Mapped[int | None]
     """Which of the item's annotators this is; none for gold items, repetitions, and leases that came to nothing."""
     reason: Mapped[str] = mapped_column(String(16))
-    """Why this item came next: `random`, `uncertain`, `gold` or `again`."""
+    """Why this item came next: `random`, `uncertain`, `gold` or `again`; `imported` where a file had the answer, and the order shown
+    and the time taken are not known."""
     order: Mapped[list[int]] = mapped_column(JSON)
     """Positions of the item's responses in the order shown."""
     state: Mapped[str] = mapped_column(String(16), default="open")

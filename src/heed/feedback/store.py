@@ -14,9 +14,12 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from heed.errors import UserError
-from heed.feedback.database import Database
+from heed.feedback.database import Database, take_turns
 from heed.feedback.schema import JudgementRow, PromptRow, RankRow, ResponseRow, SourceRow
 from heed.records import Judgement, Message, PreferencePair, Prompt, Ranking, Response
+
+MAX_TEXT = 1_000_000
+"""Characters of a prompt or a response."""
 
 
 class FeedbackStore:
@@ -44,8 +47,12 @@ class FeedbackStore:
         return self.add_items([(prompt, responses)])[0]
 
     def add_items(self, items: Sequence[tuple[Prompt, Sequence[Response]]]) -> list[list[int]]:
-        """Add many prompts, each with its responses, in one transaction; returns the response ids of each."""
+        """Add many prompts, each with its responses, in one transaction; returns the response ids of each.
+
+        Raises UserError, and adds none, for a text that nobody could read: one of more than a million characters.
+        """
         with self.database.write() as session:
+            take_turns(session, "texts")
             return add_items(session, items)
 
     def add_judgement(self, judgement: Judgement) -> int:
@@ -117,7 +124,11 @@ class FeedbackStore:
 
 
 def add_items(session: Session, items: Sequence[tuple[Prompt, Sequence[Response]]]) -> list[list[int]]:
-    """`FeedbackStore.add_items` within a transaction."""
+    """`FeedbackStore.add_items` within a transaction that takes its turn at `texts`."""
+    for prompt, responses in items:
+        longest = max(len(prompt.display()), max((len(r.text) for r in responses), default=0))
+        if longest > MAX_TEXT:
+            raise UserError(f"a text of {longest:,} characters", expected=f"at most {MAX_TEXT:,}")
     _add_prompts(session, [prompt for prompt, _ in items])
     ids = _add_texts(session, [(prompt.id, r.text) for prompt, responses in items for r in responses])
     _add_sources(session, [(ids[prompt.id, r.text], r) for prompt, responses in items for r in responses])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from heed.errors import UserError
 from heed.feedback.database import Database
-from heed.feedback.ordering import Reason, choose, in_project
+from heed.feedback.ordering import Reason, avoids, choose, in_project, num_left
 from heed.feedback.projects import (
     IDS,
     SCALE,
@@ -47,7 +47,7 @@ from heed.records import Judgement, Message, Prompt
 
 MAX_TEXT = 20_000
 """Characters of a note or an ideal response."""
-SLOT_REASONS: tuple[Reason, ...] = ("random", "uncertain")
+SLOT_REASONS: tuple[Reason, ...] = ("random", "uncertain", "imported")
 """Of leases that fill one of an item's slots; gold items and repetitions fill none."""
 
 
@@ -79,6 +79,16 @@ class Task:
     """In the order shown; who wrote them is not told."""
     answer: Answer | None = None
     """What was answered before it was undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnProgress:
+    """Where an annotator stands."""
+
+    today: int
+    """Answers and skips since midnight (UTC) in all projects: what the daily cap counts."""
+    left: int
+    """Items of the project that wait for an annotator and may come to this one."""
 
 
 class Tasks:
@@ -117,6 +127,20 @@ class Tasks:
                 _close(session, lost, "expired", settings.overlap)
             found = choose(session, project_id, account, settings, self.generator)
             return None if found is None else _task(session, self._lease(session, *found, account_id, settings))
+
+    def progress(self, project_id: int, account_id: int) -> OwnProgress:
+        """How much the annotator did today, and has left to do in a project."""
+        with self.database.read() as session:
+            account = session.get_one(AccountRow, account_id)
+            return OwnProgress(self._answers_today(session, account_id), num_left(session, project_id, account))
+
+    def of_lease(self, lease_id: int, account_id: int) -> tuple[int, int]:
+        """The project of an annotator's own task, and how many responses it shows; NotFound for a task of someone else."""
+        with self.database.read() as session:
+            lease = session.get(LeaseRow, lease_id) if lease_id in IDS else None
+            if lease is None or lease.account_id != account_id:
+                raise NotFound(f"there is no task {lease_id} of yours")
+            return session.get_one(ItemRow, lease.item_id).project_id, len(lease.order)
 
     def answer(self, lease_id: int, account_id: int, answer: Answer) -> int:
         """Keep an answer and return its id; the same form sent twice is kept once.
@@ -330,12 +354,17 @@ def _open_leases(project_id: int) -> Select[LeaseRow]:
 
 def _avoided(session: Session, lease: LeaseRow, account: AccountRow) -> bool:
     """Whether the annotator has asked, since the lease was given, not to see such a thing."""
-    return not set(account.avoid).isdisjoint(session.get_one(ItemRow, lease.item_id).categories)
+    return avoids(account, session.get_one(ItemRow, lease.item_id).categories)
+
+
+def free_slot(taken: Collection[int | None]) -> int:
+    """The first slot that is not taken."""
+    return min(set(range(len(taken) + 1)).difference(taken))
 
 
 def _take_slot(session: Session, lease: LeaseRow, item: ItemRow, overlap: int) -> None:
     taken = set(session.scalars(select(LeaseRow.slot).where(LeaseRow.item_id == item.id, LeaseRow.slot.is_not(None))))
-    lease.slot = min(set(range(len(taken) + 1)) - taken)
+    lease.slot = free_slot(taken)
     item.remaining = max(0, overlap - len(taken) - 1)
 
 

@@ -1,8 +1,8 @@
 """A whole project as lines of JSON, to be kept or moved: what one database writes, and another has read, that one writes alike.
 
-A first line with the version, one for the project, then one for each item, lease, answer and decision, and one for the
-end. Items and leases are referred to by their number, counted from 0 in the order of the lines. People are their names:
-no password, session or key is in it.
+A first line with the version, one for the project, then one for each item, waiting prompt, lease, answer and decision, for
+each reward model and what it gives an item, for each learning curve, and one for the end. Items, leases and reward models are
+referred to by their number, counted from 0 in the order of the lines. People are their names: no password, session or key is in it.
 """
 
 from __future__ import annotations
@@ -11,156 +11,61 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from datetime import datetime
+from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Any
 
-from pydantic import ConfigDict, Field, NaiveDatetime, TypeAdapter, ValidationError, with_config
-from sqlalchemy import Executable, insert, select
+from sqlalchemy import Executable, and_, insert, select
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
 from heed.config import load_config
 from heed.errors import UserError
+from heed.feedback.accounts import alone
 from heed.feedback.database import Database, take_turns
-from heed.feedback.projects import SCALE, STRENGTHS, Conflict, Project, Projects, ProjectSettings, audit, check_ranks, find_project
+from heed.feedback.projects import Conflict, Project, Projects, ProjectSettings, audit, check_ranks, find_project
 from heed.feedback.schema import (
     AccountRow,
     AnswerRow,
-    Base,
     DecisionRow,
     ItemResponseRow,
     ItemRow,
     JudgementRow,
+    LearningCurveRow,
     LeaseRow,
     ProjectRow,
     PromptRow,
     RankRow,
     ResponseRow,
+    RewardModelRow,
+    RewardScoreRow,
     SourceRow,
+    WaitingPromptRow,
     utc_now,
 )
 from heed.feedback.store import add_items
+from heed.feedback.transfer_records import (
+    VERSION,
+    AnswerLine,
+    CurveLine,
+    DecisionLine,
+    ItemLine,
+    JudgementLine,
+    LeaseLine,
+    Numbered,
+    ProjectLine,
+    RewardModelLine,
+    Row,
+    ScoresLine,
+    WaitingLine,
+    columns,
+    read_lines,
+    values,
+)
 from heed.records import Message, Prompt, Response
 
-VERSION = 1
 AT_ONCE = 500
 """Rows that are read or written together."""
-Row = dict[str, Any]
-Count = Annotated[int, Field(ge=0, lt=2**31)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-_strict = with_config(ConfigDict(extra="forbid"))
-
-
-@_strict
-@dataclass(frozen=True, slots=True)
-class _Project:
-    record: Literal["project"]
-    name: Annotated[str, Field(max_length=80)]
-    settings: Row
-    revision: Count
-    created_at: NaiveDatetime
-    archived_at: NaiveDatetime | None
-
-
-@_strict
-@dataclass(frozen=True, slots=True)
-class _Source:
-    model: str
-    sampling: Row
-    run: str
-
-
-@_strict
-@dataclass(frozen=True, slots=True)
-class _Response:
-    text: str
-    sources: Annotated[tuple[_Source, ...], Field(min_length=1)]
-
-
-@_strict
-@dataclass(frozen=True, slots=True)
-class _Item:
-    record: Literal["item"]
-    prompt: str | tuple[tuple[str, str], ...]
-    """The text, or role and content of each message."""
-    tags: dict[str, str]
-    responses: Annotated[tuple[_Response, ...], Field(min_length=1)]
-    remaining: Count
-    shuffle: Finite
-    priority: Finite
-    gold: tuple[int, ...] | None
-    categories: tuple[str, ...]
-
-
-@_strict
-@dataclass(frozen=True, slots=True)
-class _Lease:
-    record: Literal["lease"]
-    item: int
-    annotator: str
-    slot: Count | None
-    reason: Literal["random", "uncertain", "gold", "again"]
-    order: tuple[int, ...]
-    state: Literal["open", "answered", "skipped", "expired"]
-    created_at: NaiveDatetime
-    expires_at: NaiveDatetime
-
-
-@_strict
-@dataclass(frozen=True, slots=True)
-class _Judgement:
-    ranks: tuple[int, ...]
-    created_at: NaiveDatetime
-    withdrawn_at: NaiveDatetime | None
-
-
-@_strict
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    record: Literal["answer"]
-    lease: int
-    judgement: _Judgement | None
-    strength: Annotated[int, Field(ge=0, le=STRENGTHS)] | None
-    ratings: dict[str, tuple[Annotated[int, Field(ge=1, le=SCALE)] | None, ...]]
-    flags: dict[str, tuple[int, ...]]
-    ideal: str
-    skipped: str
-    note: str
-    seconds: Seconds
-    created_at: NaiveDatetime
-    undone_at: NaiveDatetime | None
-
-
-@_strict
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    record: Literal["decision"]
-    item: int
-    lead: str
-    ranks: tuple[int, ...]
-    note: str
-    created_at: NaiveDatetime
-
-
-@_strict
-@dataclass(frozen=True, slots=True)
-class _End:
-    record: Literal["end"]
-    lines: int
-    """Those before this one: a file that breaks off is told."""
-
-
-_Line: TypeAlias = _Project | _Item | _Lease | _Answer | _Decision | _End
-_reader: TypeAdapter[_Line] = TypeAdapter(Annotated[_Line, Field(discriminator="record")])
-
-
-class _Numbered(NamedTuple):
-    number: int
-    """The line's, from 1."""
-    said: Any
 
 
 def project_rows(database: Database, project: int | str) -> Iterator[Row]:
@@ -183,11 +88,12 @@ def import_project(database: Database, lines: Iterable[bytes], file: str) -> Pro
     Annotators that the database has by name are those; others are made without a way to sign in. Raises Conflict where it
     has a project of that name, and UserError, naming `file` and line, for anything that such a project cannot hold.
     """
-    reading = _read(lines, file)
+    reading = read_lines(lines, file)
     try:
         with database.write() as session:
             take_turns(session, "projects")
             take_turns(session, "texts")
+            alone(session)
             writer = _Writer(session, file)
             for kind, group in groupby(reading, key=lambda numbered: type(numbered.said)):
                 while batch := list(islice(group, AT_ONCE)):
@@ -200,24 +106,35 @@ def import_project(database: Database, lines: Iterable[bytes], file: str) -> Pro
 def _rows(database: Database, project_id: int) -> Iterator[Row]:
     yield {"heed": "project", "version": VERSION}
     with database.read() as session:
-        yield {"record": "project", **_columns(find_project(session, project_id), _Project)}
+        yield {"record": "project", **columns(find_project(session, project_id), ProjectLine)}
         items: dict[int, int] = {}
         leases: dict[int, int] = {}
         own = ItemRow.project_id == project_id
         for item, prompt, tags, responses in _items(session, project_id):
             items[item.id] = len(items)
-            yield {"record": "item", "prompt": prompt, "tags": tags, "responses": responses, **_columns(item, _Item)}
+            yield {"record": "item", "prompt": prompt, "tags": tags, "responses": responses, **columns(item, ItemLine)}
+        waiting = select(WaitingPromptRow, PromptRow.content, PromptRow.tags).join(PromptRow, PromptRow.id == WaitingPromptRow.prompt_id)
+        for row, prompt, tags in _streamed(session, waiting.where(WaitingPromptRow.project_id == project_id).order_by(WaitingPromptRow.id)):
+            yield {"record": "waiting", "prompt": prompt, "tags": tags, **columns(row, WaitingLine)}
         leased = select(LeaseRow, AccountRow.name).join(ItemRow, ItemRow.id == LeaseRow.item_id)
         leased = leased.join(AccountRow, AccountRow.id == LeaseRow.account_id).where(own).order_by(LeaseRow.id)
         for lease, name in _streamed(session, leased):
             leases[lease.id] = len(leases)
-            yield {"record": "lease", "item": items[lease.item_id], "annotator": name, **_columns(lease, _Lease)}
+            yield {"record": "lease", "item": items[lease.item_id], "annotator": name, **columns(lease, LeaseLine)}
         for answer, judgement in _answers(session, project_id):
-            yield {"record": "answer", "lease": leases[answer.lease_id], "judgement": judgement, **_columns(answer, _Answer)}
+            yield {"record": "answer", "lease": leases[answer.lease_id], "judgement": judgement, **columns(answer, AnswerLine)}
         decided = select(DecisionRow, AccountRow.name).join(ItemRow, ItemRow.id == DecisionRow.item_id)
         decided = decided.join(AccountRow, AccountRow.id == DecisionRow.account_id).where(own).order_by(DecisionRow.id)
         for decision, name in _streamed(session, decided):
-            yield {"record": "decision", "item": items[decision.item_id], "lead": name, **_columns(decision, _Decision)}
+            yield {"record": "decision", "item": items[decision.item_id], "lead": name, **columns(decision, DecisionLine)}
+        models = select(RewardModelRow).where(RewardModelRow.project_id == project_id).order_by(RewardModelRow.id)
+        for number, model in enumerate(session.scalars(models)):
+            yield {"record": "reward_model", **columns(model, RewardModelLine)}
+            for item_id, scores in _scores(session, project_id, model.id):
+                yield {"record": "scores", "model": number, "item": items[item_id], "scores": scores}
+        curves = select(LearningCurveRow).where(LearningCurveRow.project_id == project_id).order_by(LearningCurveRow.id)
+        for curve in session.scalars(curves):
+            yield {"record": "learning_curve", **columns(curve, CurveLine)}
 
 
 def _streamed(session: Session, query: Executable) -> Iterator[Any]:
@@ -254,54 +171,23 @@ def _answers(session: Session, project_id: int) -> Iterator[tuple[AnswerRow, Row
         for judgement_id, rank in session.execute(query.order_by(RankRow.judgement_id, RankRow.position)):
             ranks[judgement_id].append(rank)
         for answer, judgement in chunk:
-            yield answer, None if judgement is None else {"ranks": ranks[judgement.id], **_columns(judgement, _Judgement)}
+            yield answer, None if judgement is None else {"ranks": ranks[judgement.id], **columns(judgement, JudgementLine)}
 
 
-def _shared(line: type[Any], table: type[Base]) -> list[str]:
-    """The fields of a line that are columns of a table."""
-    return [f.name for f in fields(line) if f.name in table.__table__.columns]
-
-
-def _columns(row: Base, line: type[Any]) -> Row:
-    """What a row says as it is in a line."""
-    found = {name: getattr(row, name) for name in _shared(line, type(row))}
-    return {name: v.isoformat(timespec="microseconds") if isinstance(v, datetime) else v for name, v in found.items()}
-
-
-def _values(said: Any, table: type[Base]) -> Row:
-    """What a line says as it is in a row."""
-    found = {name: getattr(said, name) for name in _shared(type(said), table)}
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
-
-
-def _read(lines: Iterable[bytes], file: str) -> Iterator[_Numbered]:
-    """Every line but the first; UserError at one that is wrong, and where the end is missing."""
-    numbered = enumerate(lines, start=1)
-    _, first = next(numbered, (1, b""))
-    try:
-        start = json.loads(first)
-    except ValueError:
-        start = None
-    if not isinstance(start, dict) or start.get("heed") != "project":
-        raise UserError("this is no export of a whole project", file=file, line=1, expected='{"heed": "project", "version": 1}')
-    if start.get("version") != VERSION:
-        raise UserError(f"version {start.get('version')!r}", file=file, line=1, expected=f"{VERSION}", fix="update heed")
-    number, said = 1, None
-    for number, line in numbered:
-        if isinstance(said, _End):
-            raise UserError("something after the end", file=file, line=number, expected="nothing")
-        try:
-            said = _reader.validate_json(line, strict=True)
-        except ValidationError as error:
-            first_error = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first_error["loc"]))
-            raise UserError(f"{place}: {first_error['msg']}" if place else first_error["msg"], file=file, line=number) from None
-        if not isinstance(said, _End):
-            yield _Numbered(number, said)
-        elif said.lines != number - 1:
-            raise UserError(f"{number - 1} lines", file=file, line=number, expected=f"{said.lines} before the end", fix="export it again")
-    if not isinstance(said, _End):
-        raise UserError("the file breaks off", file=file, line=number, expected="a line for the end", fix="export it again")
+def _scores(session: Session, project_id: int, model_id: int) -> Iterator[tuple[int, list[float | None]]]:
+    """Of each item that a reward model has scored, its id and the scores of its responses."""
+    given = and_(RewardScoreRow.response_id == ItemResponseRow.response_id, RewardScoreRow.reward_model_id == model_id)
+    query = (
+        select(ItemResponseRow.item_id, RewardScoreRow.score)
+        .join(ItemRow, ItemRow.id == ItemResponseRow.item_id)
+        .outerjoin(RewardScoreRow, given)
+        .where(ItemRow.project_id == project_id)
+        .order_by(ItemResponseRow.item_id, ItemResponseRow.position)
+    )
+    for item_id, group in groupby(_streamed(session, query), key=lambda row: row.item_id):
+        scores = [row.score for row in group]
+        if scores.count(None) < len(scores):
+            yield item_id, scores
 
 
 @dataclass
@@ -316,12 +202,26 @@ class _Writer:
     leases: list[tuple[int, int, str, list[int]]] = field(default_factory=list)
     """Of each lease its id, its item's number, the annotator, and the order shown."""
     accounts: dict[str, int] = field(default_factory=dict)
+    models: list[int] = field(default_factory=list)
+    """The id of each reward model."""
+    scores: dict[tuple[int, int], float] = field(default_factory=dict)
+    """By reward model and response; a response that several items share comes with each of them."""
 
-    def write(self, kind: type[Any], batch: Sequence[_Numbered]) -> None:
-        if (kind is _Project) != (self.project is None):
+    def write(self, kind: type[Any], batch: Sequence[Numbered]) -> None:
+        if (kind is ProjectLine) != (self.project is None):
             raise self._error(batch[0].number, "a line out of place", "one project first, then what it holds")
-        adders = {_Project: self._add_project, _Item: self._add_items, _Lease: self._add_leases, _Answer: self._add_answers}
-        {**adders, _Decision: self._add_decisions}[kind](batch)
+        adders = {
+            ProjectLine: self._add_project,
+            ItemLine: self._add_items,
+            WaitingLine: self._add_waiting,
+            LeaseLine: self._add_leases,
+            AnswerLine: self._add_answers,
+            DecisionLine: self._add_decisions,
+            RewardModelLine: self._add_models,
+            ScoresLine: self._add_scores,
+            CurveLine: self._add_curves,
+        }
+        adders[kind](batch)
 
     def done(self) -> Project:
         if self.project is None:
@@ -334,7 +234,7 @@ class _Writer:
     def _error(self, number: int, found: str, expected: str | None = None) -> UserError:
         return UserError(found, file=self.file, line=number, expected=expected)
 
-    def _add_project(self, batch: Sequence[_Numbered]) -> None:
+    def _add_project(self, batch: Sequence[Numbered]) -> None:
         (number, said), *more = batch
         if more:
             raise self._error(more[0].number, "a second project", "one in a file")
@@ -346,11 +246,11 @@ class _Writer:
             load_config(ProjectSettings, said.settings, self.file)
         except UserError as error:
             raise self._error(number, str(error).removeprefix(f"{self.file}: ")) from None
-        self.project = ProjectRow(**_values(said, ProjectRow))
+        self.project = ProjectRow(**values(said, ProjectRow))
         self.session.add(self.project)
         self.session.flush()
 
-    def _add_items(self, batch: Sequence[_Numbered]) -> None:
+    def _add_items(self, batch: Sequence[Numbered]) -> None:
         assert self.project is not None
         contents = [
             (_prompt(said), [Response(r.text, s.model, s.sampling, s.run) for r in said.responses for s in r.sources]) for _, said in batch
@@ -363,26 +263,32 @@ class _Writer:
             if said.gold is not None:
                 self._check_ranks(number, said.gold, len(ids))
             digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
-            rows.append((ItemRow(project_id=self.project.id, prompt_id=prompt.id, digest=digest, **_values(said, ItemRow)), ids))
+            rows.append((ItemRow(project_id=self.project.id, prompt_id=prompt.id, digest=digest, **values(said, ItemRow)), ids))
         self.session.add_all(row for row, _ in rows)
         self.session.flush()
         places = [{"item_id": row.id, "position": i, "response_id": r} for row, ids in rows for i, r in enumerate(ids)]
         self.session.execute(insert(ItemResponseRow), places)
         self.items += [(row.id, row.prompt_id, ids) for row, ids in rows]
 
-    def _add_leases(self, batch: Sequence[_Numbered]) -> None:
+    def _add_waiting(self, batch: Sequence[Numbered]) -> None:
+        prompts = [_prompt(said) for _, said in batch]
+        add_items(self.session, [(prompt, ()) for prompt in prompts])
+        rows = zip(prompts, batch, strict=True)
+        self._insert(WaitingPromptRow, [{"prompt_id": prompt.id, **values(said, WaitingPromptRow)} for prompt, (_, said) in rows])
+
+    def _add_leases(self, batch: Sequence[Numbered]) -> None:
         rows = []
         for number, said in batch:
             item_id, _, responses = self._find(self.items, said.item, "item", number)
             if sorted(said.order) != list(range(len(responses))):
                 raise self._error(number, f"order {list(said.order)}", f"each of 0 to {len(responses) - 1} once")
             account_id = self._account(said.annotator, "annotator", number)
-            rows.append((LeaseRow(item_id=item_id, account_id=account_id, **_values(said, LeaseRow)), said))
+            rows.append((LeaseRow(item_id=item_id, account_id=account_id, **values(said, LeaseRow)), said))
         self.session.add_all(row for row, _ in rows)
         self.session.flush()
         self.leases += [(row.id, said.item, said.annotator, row.order) for row, said in rows]
 
-    def _add_answers(self, batch: Sequence[_Numbered]) -> None:
+    def _add_answers(self, batch: Sequence[Numbered]) -> None:
         rows, judgements, ranks = [], [], []
         for number, said in batch:
             lease_id, item, annotator, order = self._find(self.leases, said.lease, "lease", number)
@@ -390,13 +296,13 @@ class _Writer:
             places = {place for named in said.flags.values() for place in named}
             if any(len(rated) != len(responses) for rated in said.ratings.values()) or not places <= set(range(len(responses))):
                 raise self._error(number, "ratings or flags that do not fit the item", f"something of its {len(responses)} responses")
-            row = AnswerRow(lease_id=lease_id, item_id=item_id, account_id=self.accounts[annotator], **_values(said, AnswerRow))
+            row = AnswerRow(lease_id=lease_id, item_id=item_id, account_id=self.accounts[annotator], **values(said, AnswerRow))
             rows.append(row)
             if said.judgement is None:
                 continue
             self._check_ranks(number, said.judgement.ranks, len(responses))
             signed = {"prompt_id": prompt_id, "annotator": annotator, "seconds": said.seconds, "note": said.note}
-            judgements.append((row, JudgementRow(**signed, **_values(said.judgement, JudgementRow))))
+            judgements.append((row, JudgementRow(**signed, **values(said.judgement, JudgementRow))))
             ranked = zip(responses, said.judgement.ranks, strict=True)
             ranks.append(
                 [
@@ -414,13 +320,46 @@ class _Writer:
         if found:
             self.session.execute(insert(RankRow), found)
 
-    def _add_decisions(self, batch: Sequence[_Numbered]) -> None:
+    def _add_decisions(self, batch: Sequence[Numbered]) -> None:
         for number, said in batch:
             item_id, _, responses = self._find(self.items, said.item, "item", number)
             self._check_ranks(number, said.ranks, len(responses))
             account_id = self._account(said.lead, "lead", number)
-            self.session.add(DecisionRow(item_id=item_id, account_id=account_id, **_values(said, DecisionRow)))
+            self.session.add(DecisionRow(item_id=item_id, account_id=account_id, **values(said, DecisionRow)))
         self.session.flush()
+
+    def _add_models(self, batch: Sequence[Numbered]) -> None:
+        assert self.project is not None
+        rows = [RewardModelRow(project_id=self.project.id, **values(said, RewardModelRow)) for _, said in batch]
+        self.session.add_all(rows)
+        self.session.flush()
+        self.models += [row.id for row in rows]
+
+    def _add_scores(self, batch: Sequence[Numbered]) -> None:
+        new: dict[tuple[int, int], float] = {}
+        for number, said in batch:
+            model_id = self._find(self.models, said.model, "reward model", number)
+            _, _, responses = self._find(self.items, said.item, "item", number)
+            if len(said.scores) != len(responses):
+                raise self._error(number, f"{len(said.scores)} scores", f"one for each of {len(responses)} responses, or null")
+            for key, score in zip([(model_id, response_id) for response_id in responses], said.scores, strict=True):
+                known = self.scores.get(key, new.get(key))
+                if score is not None and known is not None and known != score:
+                    raise self._error(number, f"score {score}", f"{known}, as another item has it for the same response")
+                if score is not None and known is None:
+                    new[key] = score
+        self.scores |= new
+        rows = [{"reward_model_id": model, "response_id": response, "score": score} for (model, response), score in new.items()]
+        if rows:
+            self.session.execute(insert(RewardScoreRow), rows)
+
+    def _add_curves(self, batch: Sequence[Numbered]) -> None:
+        self._insert(LearningCurveRow, [values(said, LearningCurveRow) for _, said in batch])
+
+    def _insert(self, table: type[WaitingPromptRow | LearningCurveRow], rows: Sequence[Row]) -> None:
+        """Rows of the project to which no other line refers."""
+        assert self.project is not None
+        self.session.execute(insert(table), [{"project_id": self.project.id, **row} for row in rows])
 
     def _find(self, known: Sequence[Any], number: int, what: str, line: int) -> Any:
         if not 0 <= number < len(known):
@@ -447,5 +386,5 @@ class _Writer:
         return self.accounts[name]
 
 
-def _prompt(item: _Item) -> Prompt:
-    return Prompt(item.prompt if isinstance(item.prompt, str) else tuple(Message(*m) for m in item.prompt), item.tags)
+def _prompt(said: ItemLine | WaitingLine) -> Prompt:
+    return Prompt(said.prompt if isinstance(said.prompt, str) else tuple(Message(*m) for m in said.prompt), said.tags)

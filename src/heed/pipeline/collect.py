@@ -15,8 +15,8 @@ from heed.data.writers import from_row, write_jsonl
 from heed.errors import UserError, require
 from heed.feedback import FeedbackStore, SimulatedAnnotator, judge, krippendorff_alpha, pairwise_agreement
 from heed.feedback.database import Database
-from heed.pipeline import people
-from heed.pipeline.context import Context, Outcome, PatientEngine
+from heed.pipeline import people, sources
+from heed.pipeline.context import Context, Outcome, PatientEngine, write_json
 from heed.records import Judgement, Prompt, Response, Rollout, Sampling
 from heed.rollout.local import LocalEngine
 
@@ -130,6 +130,8 @@ class JudgeConfig:
     """Where that project is: a file, or the URL of the team's database."""
     wait: bool = True
     """Wait until every item has all its annotators, instead of using what is there."""
+    weights: bool = False
+    """Weigh each annotator's labels by their reliability, estimated from what several annotators of the project compared."""
     annotators: tuple[Annotator, ...] = (
         Annotator(name="ada", reliability=0.99, position_bias=0.0, tie_threshold=0.4, temperature=0.2, seed=1),
         Annotator(name="ben", reliability=0.98, position_bias=0.05, tie_threshold=0.4, temperature=0.2, seed=2),
@@ -144,6 +146,7 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         require(len(self.annotators) > 0, "annotators", self.annotators, "one annotator or more")
         require(0 <= self.shared <= 1, "shared", self.shared, "a share from 0 to 1")
+        require(self.project is not None or not self.weights, "weights", self.weights, "false: only a project's annotators are weighed")
 
 
 def collect_judgements(ctx: Context) -> Outcome:
@@ -178,7 +181,7 @@ def _by_people(
             ctx.say(people.ask(database, project, items))
         if config.wait:
             people.wait(database, project, own, ctx.run)
-    found = people.judgements(config.database, project, own)
+    found, weights = people.judged(config.database, project, own, weights=config.weights)
     if not found:
         raise UserError(f"project {project!r} has no answers", fix="let annotators answer first: heed label, or set judge.wait")
     for left in location.parent.glob(f"{location.name}*"):  # by a try that was cut off
@@ -186,6 +189,8 @@ def _by_people(
     with closing(FeedbackStore(location)) as store:
         store.add_items([(j.prompt, [Response(text) for text in j.responses]) for j in found])
         store.add_judgements(found)
+    if config.weights:
+        write_json(sources.weights_beside(location), weights)
     return _described(found)
 
 

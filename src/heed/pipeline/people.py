@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from contextlib import closing
+from typing import NamedTuple
 
 from sqlalchemy import func, select
 
 from heed.feedback.database import Database
-from heed.feedback.export import Export, Row
+from heed.feedback.export import Export, Row, label_weights
 from heed.feedback.projects import NotFound, Projects, ProjectSettings
 from heed.feedback.schema import ItemRow, LeaseRow
 from heed.records import Judgement, Message, Prompt, Response
@@ -52,14 +53,25 @@ def waiting(database: Database, project: str, prompts: Collection[str] | None) -
     return sum(own), len(own) * found.settings.overlap
 
 
-def judgements(location: str, project: str, prompts: Collection[str] | None = None) -> list[Judgement]:
+class Judged(NamedTuple):
+    """What counts of a project's answers."""
+
+    judgements: list[Judgement]
+    weights: dict[str, float]
+    """Of each annotator among them."""
+
+
+def judged(location: str, project: str, prompts: Collection[str] | None = None, *, weights: bool = False) -> Judged:
     """What counts of a project's answers (see `feedback.export.Filters`), of these prompts where given.
 
-    A lead's decision settles its item.
+    A lead's decision settles its item. With `weights`, annotators weigh what `feedback.export.label_weights` finds, and those
+    who weigh nothing are left out; without, everyone weighs 1.
     """
     with closing(Database(location)) as database:
-        found = [_judgement(row) for row in Export(database, project, "rankings").rows()]
-    return [judgement for judgement in found if prompts is None or judgement.prompt.id in prompts]
+        rows = list(Export(database, project, "rankings", weights=label_weights if weights else None).rows())
+    said = [(_judgement(row), row["weight"]) for row in rows]
+    found = [(judgement, weight) for judgement, weight in said if prompts is None or judgement.prompt.id in prompts]
+    return Judged([judgement for judgement, _ in found], {judgement.annotator: weight for judgement, weight in found})
 
 
 def _judgement(row: Row) -> Judgement:

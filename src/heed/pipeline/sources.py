@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,10 +41,14 @@ def model_path(spec: str) -> str:
 
 
 def read(kind: Kind, spec: str) -> Loaded[Any]:
-    """The records of a file, a data set id, a built-in set `testbed:NAME` or, of preferences, a feedback store `NAME.db`."""
+    """The records of a file, a data set id, a built-in set `testbed:NAME` or, of preferences, a feedback store `NAME.db`.
+
+    Judgements of a store weigh what the file of weights beside it says of their annotators, and 1 where there is none.
+    """
     if kind == "preferences" and names_store(spec):
+        weights = weights_beside(Path(spec))
         store = FeedbackStore(spec)
-        rankings = store.rankings()
+        rankings = store.rankings(json.loads(weights.read_text(encoding="utf-8")) if weights.exists() else None)
         store.close()
         return Loaded(rankings, [], "judgements")
     if not spec.startswith(f"{BUILT_IN}:"):
@@ -56,6 +61,11 @@ def read(kind: Kind, spec: str) -> Loaded[Any]:
 def names_store(spec: str) -> bool:
     """True where judgements lie in a feedback store rather than in a data file."""
     return spec.endswith(".db")
+
+
+def weights_beside(store: Path) -> Path:
+    """Where a `judge` stage puts the weights of annotators."""
+    return store.with_name(f"{store.name}.weights.json")
 
 
 def names_function(spec: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heed.data.split import split_by_prompt
@@ -59,7 +60,7 @@ def reward_model(ctx: Context) -> Outcome:
     return ctx.done(renderer, {**shown, **metrics}, {"reward_model": measured.to_dict()})
 
 
-def pairs(items: list[PreferencePair | Ranking]) -> list[PreferencePair]:
+def pairs(items: Sequence[PreferencePair | Ranking]) -> list[PreferencePair]:
     return [pair for item in items for pair in (item.pairs() if isinstance(item, Ranking) else (item,))]
 
 

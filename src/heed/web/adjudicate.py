@@ -11,7 +11,7 @@ from heed.errors import UserError
 from heed.feedback.disputes import Case, case, decided_items, disputes, prompts_of, standing_judgements
 from heed.feedback.projects import NotFound
 from heed.web.label import categories, fields_in, letter, read_ranks
-from heed.web.site import AnySite, Form, Lead, Site, go, render
+from heed.web.site import AnySite, Form, Id, Lead, Site, go, render
 from heed.web.text import markdown, turns
 
 LISTED = 50
@@ -21,7 +21,7 @@ router = APIRouter()
 
 
 @router.get("/projects/{project_id}/adjudicate")
-def adjudicate(request: Request, site: AnySite, lead: Lead, project_id: int) -> HTMLResponse:
+def adjudicate(request: Request, site: AnySite, lead: Lead, project_id: Id) -> HTMLResponse:
     project = site.projects.get(project_id)
     disputed = [dispute for dispute in disputes(standing_judgements(site.database, project_id)) if dispute.disagreement > 0]
     decided = decided_items(site.database, project_id)
@@ -37,12 +37,12 @@ def adjudicate(request: Request, site: AnySite, lead: Lead, project_id: int) -> 
 
 
 @router.get("/items/{item_id}/decide")
-def show(request: Request, site: AnySite, lead: Lead, item_id: int) -> HTMLResponse:
+def show(request: Request, site: AnySite, lead: Lead, item_id: Id) -> HTMLResponse:
     return _page(request, site, item_id, case(site.database, item_id), {})
 
 
 @router.post("/items/{item_id}/decide")
-def decide(request: Request, site: AnySite, lead: Lead, item_id: int, form: Form) -> Response:
+def decide(request: Request, site: AnySite, lead: Lead, item_id: Id, form: Form) -> Response:
     found, fields = case(site.database, item_id), fields_in(form)
     try:
         site.tasks.decide(item_id, lead.id, read_ranks(fields, len(found.responses)), fields.get("note", ""))

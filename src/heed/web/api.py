@@ -16,16 +16,17 @@ from pydantic import JsonValue
 from sqlalchemy import select
 
 from heed.feedback.accounts import LOG_PAGE, Account
-from heed.feedback.answers import standing_answers
 from heed.feedback.disputes import decided_items, disputes, standing_judgements
-from heed.feedback.export import Export, Filters, Kind, read_time
+from heed.feedback.export import Export, Filters, Kind, label_weights, read_time
 from heed.feedback.projects import IDS, audit, find_project
-from heed.feedback.quality import Quality, quality
+from heed.feedback.quality import Quality
 from heed.feedback.schema import AccountRow, AnswerRow, ItemRow, LeaseRow
 from heed.feedback.tasks import Task
 from heed.feedback.transfer import project_rows
+from heed.feedback.waiting import WaitingPrompts
 from heed.web.api_models import (
     AddedItems,
+    AddedPrompts,
     AnswerToTask,
     ChangedSettings,
     DailyCap,
@@ -36,21 +37,25 @@ from heed.web.api_models import (
     Id,
     Invitation,
     Item,
+    LearningCurve,
     Limits,
     NewDecision,
     NewInvitation,
     NewItems,
     NewProject,
+    NewPrompts,
     NewRole,
     Page,
     Person,
     Problem,
     ProjectState,
     Pseudonym,
+    ScoredBy,
     Skip,
     unkeepable,
 )
-from heed.web.api_reads import counts, read_answers, read_items
+from heed.web.api_reads import counts, learning_curves, read_answers, read_items
+from heed.web.dashboard import look
 from heed.web.site import AnySite, Forbidden
 
 MAX_BODY = 16 * 2**20
@@ -211,6 +216,14 @@ def add_items(project_id: IdInPath, new: NewItems, account: Lead, site: AnySite)
     return AddedItems(**added._asdict())
 
 
+@router.post("/projects/{project_id}/prompts", tags=["items"])
+def add_prompts(project_id: IdInPath, new: NewPrompts, account: Lead, site: AnySite) -> AddedPrompts:
+    """Let prompts wait for a policy, whose responses become items as annotators need them."""
+    waiting = WaitingPrompts(site.database)
+    added = waiting.add(project_id, [prompt.tagged_prompt() for prompt in new.prompts], account.id)
+    return AddedPrompts(**added._asdict(), waiting=waiting.count(project_id))
+
+
 @router.get("/projects/{project_id}/items", tags=["items"])
 def items(project_id: IdInPath, _: Lead, site: AnySite, after: After = 0, limit: Limit = 100) -> Page[Item]:
     """A project's items with all that is known of them, in the order they were added."""
@@ -282,8 +295,13 @@ def answers(project_id: IdInPath, account: Caller, site: AnySite, after: After =
 @router.get("/projects/{project_id}/quality", tags=["answers"])
 def project_quality(project_id: IdInPath, _: Watcher, site: AnySite) -> Quality:
     """What the answers show: progress, agreement, biases, and each annotator's numbers."""
-    overlap = site.projects.get(project_id).settings.overlap
-    return quality(standing_answers(site.database, project_id), overlap)
+    return look(site.database, site.projects.get(project_id)).quality
+
+
+@router.get("/projects/{project_id}/reward-models", tags=["answers"])
+def scored_by(project_id: IdInPath, _: Watcher, site: AnySite) -> list[ScoredBy]:
+    """The latest reward models that scored the project's responses, the newest first, and how far each agrees with people."""
+    return [ScoredBy.of(found) for found in look(site.database, site.projects.get(project_id)).reward_models]
 
 
 def filters(
@@ -306,6 +324,7 @@ def filters(
 
 
 Chosen = Annotated[Filters, Depends(filters)]
+Weights = Annotated[bool, Query(description="Weigh labels by their annotator's reliability; not for demonstrations.")]
 
 
 @router.get(
@@ -314,9 +333,12 @@ Chosen = Annotated[Filters, Depends(filters)]
     response_class=StreamingResponse,
     responses={200: {"description": "A row in each line, as JSON.", "content": {JSON_LINES: {"schema": {"type": "string"}}}}},
 )
-def export(project_id: IdInPath, kind: Kind | Literal["full"], account: Lead, site: AnySite, chosen: Chosen) -> StreamingResponse:
+def export(
+    project_id: IdInPath, kind: Kind | Literal["full"], account: Lead, site: AnySite, chosen: Chosen, weights: Weights = False
+) -> StreamingResponse:
     """The answers as training data; `full` is all of the project, whatever the filters, for another database to read."""
-    rows = project_rows(site.database, project_id) if kind == "full" else Export(site.database, project_id, kind, chosen).rows()
+    weigh = label_weights if weights else None
+    rows = project_rows(site.database, project_id) if kind == "full" else Export(site.database, project_id, kind, chosen, weigh).rows()
     first = list(islice(rows, 1))  # what is wrong with the request shows now, before anything is sent
     with site.database.write() as session:
         audit(session, account.id, "project.export", project=project_id, kind=kind)
@@ -329,12 +351,19 @@ def export(project_id: IdInPath, kind: Kind | Literal["full"], account: Lead, si
     response_class=Response,
     responses={200: {"description": "Counts and agreement.", "content": {"text/markdown": {"schema": {"type": "string"}}}}},
 )
-def data_card(project_id: IdInPath, kind: Kind, _: Lead, site: AnySite, chosen: Chosen) -> Response:
+def data_card(project_id: IdInPath, kind: Kind, _: Lead, site: AnySite, chosen: Chosen, weights: Weights = False) -> Response:
     """What the rows of an export are, and what they leave out."""
-    found = Export(site.database, project_id, kind, chosen)
+    found = Export(site.database, project_id, kind, chosen, label_weights if weights else None)
     for _row in found.rows():
         pass
     return Response(found.card(), media_type="text/markdown")
+
+
+@router.get("/projects/{project_id}/learning-curves", tags=["projects"])
+def project_curves(project_id: IdInPath, _: Watcher, site: AnySite) -> list[LearningCurve]:
+    """How accurate reward models became from parts of the labels, as `heed feedback curve` measured it, and what more would buy."""
+    site.projects.get(project_id)
+    return learning_curves(site.database, project_id)
 
 
 @router.get("/people", tags=["people"])

@@ -14,8 +14,11 @@ from heed.config import load_config
 from heed.data.formats import PROMPT, parse
 from heed.feedback.accounts import INVITATION_DAYS, MOST_A_DAY, Account, Role
 from heed.feedback.annotators import AnnotatorQuality
+from heed.feedback.learning_curve import Forecast, Point
+from heed.feedback.ordering import Reason
 from heed.feedback.projects import Project, ProjectSettings
-from heed.feedback.quality import Progress, Quality, RatingAgreement
+from heed.feedback.quality import Estimate, Progress, Quality, RatingAgreement
+from heed.feedback.reward_agreement import ModelAgreement
 from heed.feedback.tasks import Answer, Task
 from heed.records import Message, Prompt, Response
 
@@ -227,14 +230,11 @@ class Turn(_Model):
     content: str = Field(pattern=r"\S")
 
 
-class NewItem(_Model):
-    """A prompt with responses to it; where there are more than are shown together, they become several items."""
+class NewPrompt(_Model):
+    """A prompt that a policy is to answer."""
 
     prompt: Annotated[Prompt, PlainValidator(_prompt, json_schema_input_type=_Something | list[Turn])]
     """Plain text, or the messages of a conversation in which the assistant speaks next."""
-    responses: list[Response] = Field(min_length=1, max_length=100)
-    gold: list[int] | None = None
-    """The right ranks, where they are known: 1 is best, equal ranks are ties."""
     tags: dict[str, str] = {}
     """What is known of the prompt; `categories`, split at commas, says what it may hold that people asked not to see."""
 
@@ -242,10 +242,34 @@ class NewItem(_Model):
         return replace(self.prompt, tags=self.tags)
 
 
+class NewItem(NewPrompt):
+    """A prompt with responses to it; where there are more than are shown together, they become several items."""
+
+    responses: list[Response] = Field(min_length=1, max_length=100)
+    gold: list[int] | None = None
+    """The right ranks, where they are known: 1 is best, equal ranks are ties."""
+
+
 class NewItems(_Model):
     """Items to be judged."""
 
     items: list[NewItem] = Field(min_length=1, max_length=MAX_ITEMS)
+
+
+class NewPrompts(_Model):
+    """Prompts that a policy is to answer."""
+
+    prompts: list[NewPrompt] = Field(min_length=1, max_length=MAX_ITEMS)
+
+
+class AddedPrompts(_Model):
+    """What came of adding prompts."""
+
+    new: int
+    known: int
+    """Prompts that waited already, were answered before, or came twice."""
+    waiting: int
+    """Prompts of the project that wait for a policy now."""
 
 
 class AddedItems(_Model):
@@ -311,6 +335,70 @@ class DisputedItem(_Model):
     """From 0, all say the same of every pair of responses, to 1, all say the opposite."""
     decided: bool
     """Whether a lead has ranked it."""
+
+
+class LearningCurve(_Model):
+    """How accurate reward models became from a part of a project's labels and from all of them, and what more would buy."""
+
+    id: int
+    model: str
+    """What they were trained from."""
+    points: list[Point]
+    """The fewest labels first."""
+    forecasts: list[Forecast]
+    """At twice and four times the answers; empty where the points do not determine a curve."""
+    created_at: Utc
+
+
+class AgreementOver(_Model):
+    """How far a reward model agrees with people over answers that came one after the other."""
+
+    first: Utc
+    last: Utc
+    answers: int
+    share: Estimate
+
+
+class ScoredBy(_Model):
+    """A reward model that scored responses of the project.
+
+    Shares are of the pairs of which someone preferred one response, and count those in which it has the higher score. They are
+    null where there are no such pairs.
+    """
+
+    id: int
+    name: str
+    """Where it was."""
+    digest: str
+    """Of its weights."""
+    scored_at: Utc
+    """When it scored the first."""
+    answers: int
+    """With a preference between responses that it has scored."""
+    overall: Estimate | None
+    since: Estimate | None
+    """Over answers given after it had scored: it cannot have been trained on them."""
+    control: Estimate | None
+    """Of these later answers, over those to items that came at random."""
+    uncertain: Estimate | None
+    """And over those to items that came because a reward model was unsure of them."""
+    slices: list[AgreementOver]
+    """Oldest first, with equal numbers of answers."""
+
+    @classmethod
+    def of(cls, found: ModelAgreement) -> ScoredBy:
+        return cls(
+            id=found.model.id,
+            name=found.model.name,
+            digest=found.model.digest,
+            scored_at=found.model.scored_at,
+            answers=found.answers,
+            overall=found.overall,
+            since=found.since,
+            control=found.control,
+            uncertain=found.uncertain,
+            slices=[AgreementOver(**part._asdict()) for part in found.slices],
+        )
 
 
 class NewDecision(_Model):
@@ -382,7 +470,7 @@ class GivenAnswer(_Model):
     """When the annotator took it back; it counts no more."""
     order: list[int] | None
     """Positions of the item's responses in the order shown; told to leads alone."""
-    reason: Literal["random", "uncertain", "gold", "again"] | None
+    reason: Reason | None
     """Why the annotator got this item; told to leads alone."""
 
 

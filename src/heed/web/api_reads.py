@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from heed.feedback.database import Database
+from heed.feedback.learning_curve import curves, forecasts
 from heed.feedback.schema import (
     OPEN,
     AccountRow,
@@ -25,7 +26,7 @@ from heed.feedback.schema import (
 )
 from heed.feedback.tasks import Answer
 from heed.records import Message
-from heed.web.api_models import Counts, Decision, GivenAnswer, Item, Source, SourcedResponse, Text
+from heed.web.api_models import Counts, Decision, GivenAnswer, Item, LearningCurve, Source, SourcedResponse, Text
 
 
 def counts(database: Database, project_id: int) -> Counts:
@@ -43,6 +44,20 @@ def counts(database: Database, project_id: int) -> Counts:
         standing, skips = session.execute(said.where(own, AnswerRow.undone_at.is_(None))).one()
         leased = select(func.count()).select_from(LeaseRow).join(ItemRow, ItemRow.id == LeaseRow.item_id).where(own, OPEN)
         return Counts(items=items, gold=gold, waiting=waiting, open=session.scalar(leased) or 0, answers=standing - skips, skips=skips)
+
+
+def learning_curves(database: Database, project_id: int) -> list[LearningCurve]:
+    """All that were measured of a project, the oldest first."""
+    return [
+        LearningCurve(
+            id=curve.id,
+            model=curve.model,
+            points=list(curve.points),
+            forecasts=forecasts(curve.points, curve.points[-1].ceiling),
+            created_at=curve.created_at,
+        )
+        for curve in curves(database, project_id)
+    ]
 
 
 def _prompt(content: Any) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -73,3 +74,50 @@ def interval(value: float, low: float, high: float, *, start: float = 0.0, mark:
         lines.insert(1, line("mark", mark, mark, 0, 12))
     picture = Markup('<svg class="interval" aria-hidden="true" viewBox="0 0 100 12" preserveAspectRatio="none">{}</svg>')
     return picture.format(Markup("").join(lines))
+
+
+class Shares(NamedTuple):
+    """Shares with their intervals, one after the other."""
+
+    svg: Markup
+    scale: tuple[float, float, float]
+    """The shares at its upper edge, middle and lower edge."""
+
+
+def shares(
+    estimates: Sequence[tuple[float, float, float]],
+    labels: Sequence[str],
+    description: str,
+    *,
+    ceiling: float | None = None,
+    since: float | None = None,
+) -> Shares:
+    """A point for each (value, low, high) with its interval, and a line through the points; labels show under the pointer.
+
+    `ceiling` is drawn across; `since` is where something happened, from 0 (before the first) to 1. The scale goes from 1 down
+    to 1/2, or to the tenth below the lowest interval.
+    """
+    bottom = min(0.5, math.floor(10 * min(low for _, low, _ in estimates)) / 10)
+
+    def y(share: float) -> float:
+        return 100 * (1 - share) / (1 - bottom)
+
+    def line(name: str, x: tuple[float, float], y: tuple[float, float]) -> Markup:
+        return Markup('<line class="{}" x1="{:.2f}" x2="{:.2f}" y1="{:.1f}" y2="{:.1f}"/>').format(name, *x, *y)
+
+    step = 100 / len(estimates)
+    middles = [step * (i + 0.5) for i in range(len(estimates))]
+    parts = [line("grid", (0, 100), (at, at)) for at in (0, 50, 100)]
+    if since is not None:
+        parts.append(line("since", (100 * since, 100 * since), (0, 100)))
+    if ceiling is not None:
+        parts.append(line("ceiling", (0, 100), (y(ceiling), y(ceiling))))
+    path = " ".join(f"{x:.2f},{y(value):.1f}" for x, (value, _, _) in zip(middles, estimates, strict=True))
+    parts.append(Markup('<polyline points="{}"/>').format(path))
+    for x, (value, low, high), label in zip(middles, estimates, labels, strict=True):
+        back = Markup('<rect class="back" x="{:.2f}" width="{:.2f}" height="100"/>').format(x - step / 2, step)
+        # A stretched circle would be none: a line without length has round ends of its stroke's width.
+        point = line("range", (x, x), (y(low), y(high))) + line("point", (x, x), (y(value), y(value)))
+        parts.append(Markup("<g><title>{}</title>{}{}</g>").format(label, back, point))
+    picture = Markup('<svg class="shares" role="img" aria-label="{}" viewBox="0 0 100 100" preserveAspectRatio="none">{}</svg>')
+    return Shares(picture.format(description, Markup("").join(parts)), (1.0, (1 + bottom) / 2, bottom))

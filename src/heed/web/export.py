@@ -14,7 +14,7 @@ from starlette.datastructures import QueryParams
 
 from heed.errors import UserError
 from heed.feedback.accounts import Account
-from heed.feedback.export import KINDS, Export, Filters, Kind, annotators_of, read_time
+from heed.feedback.export import KINDS, Export, Filters, Kind, annotators_of, label_weights, read_time
 from heed.feedback.projects import Project, audit
 from heed.feedback.transfer import project_rows
 from heed.web.site import AnySite, Id, Lead, Site, render
@@ -44,7 +44,7 @@ def whole(site: AnySite, me: Lead, project_id: Id) -> Response:
 
 @router.get("/projects/{project_id}/export/{kind}")
 def rows(request: Request, site: AnySite, me: Lead, project_id: Id, kind: Kind) -> Response:
-    export = Export(site.database, project_id, kind, read_filters(request.query_params))
+    export = _export(request, site, project_id, kind)
     found = export.rows()
     first = list(islice(found, 1))
     if not first:
@@ -59,7 +59,7 @@ def rows(request: Request, site: AnySite, me: Lead, project_id: Id, kind: Kind) 
 
 @router.get("/projects/{project_id}/export/{kind}/card")
 def card(request: Request, site: AnySite, me: Lead, project_id: Id, kind: Kind) -> Response:
-    export = Export(site.database, project_id, kind, read_filters(request.query_params))
+    export = _export(request, site, project_id, kind)
     for _ in export.rows():
         pass
     return Response(export.card(), media_type="text/markdown; charset=utf-8", headers=_attached(export.found, kind, "md"))
@@ -79,6 +79,12 @@ def read_filters(query: QueryParams) -> Filters:
         raise UserError(f"min_agreement is {least[:60]!r}", expected="a share from 0 to 1") from None
     annotators, flags = tuple(given("annotator")), tuple(given("without_flag"))
     return Filters(annotators=annotators, without_flags=flags, min_agreement=agreement, checks=bool(given("checks")), **times)
+
+
+def _export(request: Request, site: Site, project_id: int, kind: Kind) -> Export:
+    """What the page's form asks for."""
+    weighed = bool(request.query_params.get("weights"))
+    return Export(site.database, project_id, kind, read_filters(request.query_params), label_weights if weighed else None)
 
 
 def _note(site: Site, me: Account, project: Project, kind: str) -> None:

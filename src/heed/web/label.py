@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from string import ascii_uppercase
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
-from sqlalchemy import func, select
 from starlette.datastructures import FormData
 
 from heed.errors import UserError
 from heed.feedback.accounts import Account
-from heed.feedback.projects import IDS, SCALE, STRENGTHS, Conflict, NotFound, Project, ProjectSettings
-from heed.feedback.schema import WAITING, AnswerRow, ItemRow, LeaseRow, utc_now
+from heed.feedback.projects import SCALE, STRENGTHS, Conflict, Project, ProjectSettings
 from heed.feedback.tasks import Answer, Task
+from heed.feedback.waiting import WaitingPrompts
 from heed.web.site import AnySite, Form, Labeller, Site, go, render, text_field
 from heed.web.text import markdown, turns
 
-NOTICES = {
-    "late": "What you sent last was not kept: that task was settled before, or has gone to someone else meanwhile. Here is the next one.",
-    "nothing": "There is no answer of yours to take back here.",
-}
 REASONS = (
     "I do not understand the prompt",
     "I do not know enough to judge",
@@ -35,37 +29,17 @@ DEGREES = ("slightly better", "better", "much better", "far better")
 router = APIRouter()
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where an annotator stands."""
-
-    today: int
-    """Answers and skips since midnight (UTC) in all projects: what the daily cap counts."""
-    left: int
-    """Items of the project that wait for an annotator and that this one has not had."""
-
-
 @router.get("/projects/{project_id}/label")
-def label(request: Request, site: AnySite, me: Labeller, project_id: int, notice: str = "") -> HTMLResponse:
-    project = site.projects.get(project_id)
-    task = site.tasks.next(project_id, me.id)
-    told = NOTICES.get(notice, "")
-    if task is None:
-        progress = _progress(site, project_id, me.id)
-        capped = me.daily_cap is not None and progress.today >= me.daily_cap
-        return render(request, "done.html.j2", project=project, progress=progress, capped=capped, notice=told)
-    fields = fields_of(task.answer, project.settings) if task.answer else {}
-    return _page(request, site, me, project, task, fields, notice=told)
+def label(request: Request, site: AnySite, me: Labeller, project_id: int) -> HTMLResponse:
+    return _next(request, site, me, site.projects.get(project_id))
 
 
 @router.post("/tasks/{lease_id}/answer")
 def answer(request: Request, site: AnySite, me: Labeller, lease_id: int, form: Form) -> Response:
-    project_id, count = _leased(site, lease_id, me.id)
+    project_id, count = site.tasks.of_lease(lease_id, me.id)
     project, fields = site.projects.get(project_id), fields_in(form)
     try:
         site.tasks.answer(lease_id, me.id, read_answer(fields, project.settings, count))
-    except Conflict:
-        return go(f"/projects/{project_id}/label?notice=late")
     except UserError as error:
         return _again(request, site, me, project, lease_id, fields, error)
     return go(f"/projects/{project_id}/label")
@@ -73,22 +47,21 @@ def answer(request: Request, site: AnySite, me: Labeller, lease_id: int, form: F
 
 @router.post("/tasks/{lease_id}/skip")
 def skip(request: Request, site: AnySite, me: Labeller, lease_id: int, form: Form) -> Response:
-    project_id, _ = _leased(site, lease_id, me.id)
+    project_id, _ = site.tasks.of_lease(lease_id, me.id)
     fields = fields_in(form)
     reason, words = fields.get("reason", "").strip(), fields.get("words", "").strip()
     try:
         site.tasks.skip(lease_id, me.id, reason or words, words if reason else "")
-    except Conflict:
-        return go(f"/projects/{project_id}/label?notice=late")
     except UserError as error:
         return _again(request, site, me, site.projects.get(project_id), lease_id, fields, error)
     return go(f"/projects/{project_id}/label")
 
 
 @router.post("/projects/{project_id}/undo")
-def undo(site: AnySite, me: Labeller, project_id: int, form: Form) -> Response:
-    task = site.tasks.undo(project_id, me.id)
-    return go(f"/projects/{project_id}/label" + ("" if task else "?notice=nothing"))
+def undo(request: Request, site: AnySite, me: Labeller, project_id: int, form: Form) -> Response:
+    if site.tasks.undo(project_id, me.id) is None:
+        return _next(request, site, me, site.projects.get(project_id), notice="There is no answer of yours to take back here.")
+    return go(f"/projects/{project_id}/label")
 
 
 def letter(place: int) -> str:
@@ -162,23 +135,39 @@ def categories(tags: Mapping[str, str]) -> list[str]:
     return [name.strip() for name in tags.get("categories", "").split(",") if name.strip()]
 
 
+def _next(
+    request: Request, site: Site, me: Account, project: Project, *, status: int = 200, notice: str = "", error: str = "", lost: str = ""
+) -> HTMLResponse:
+    """The next task, or what there is to say where none is left; `lost` is what was written and not kept."""
+    told = {"status": status, "notice": notice, "error": error, "lost": lost}
+    task = site.tasks.next(project.id, me.id)
+    if task is None:
+        progress = site.tasks.progress(project.id, me.id)
+        capped = me.daily_cap is not None and progress.today >= me.daily_cap
+        waiting = WaitingPrompts(site.database).count(project.id)
+        return render(request, "done.html.j2", project=project, progress=progress, capped=capped, waiting=waiting, **told)
+    return _page(request, site, me, project, task, fields_of(task.answer, project.settings) if task.answer else {}, **told)
+
+
 def _again(
     request: Request, site: Site, me: Account, project: Project, lease_id: int, fields: Mapping[str, str], error: UserError
 ) -> Response:
-    """The same task with what was typed, and what is wrong with it."""
+    """The same task with what was typed, and what is wrong with it; the next one where that is no longer this person's to answer."""
     task = site.tasks.next(project.id, me.id)
-    if task is None or task.lease_id != lease_id:
-        return go(f"/projects/{project.id}/label?notice=late")
-    return _page(request, site, me, project, task, fields, error=str(error))
+    if task is not None and task.lease_id == lease_id:
+        return _page(request, site, me, project, task, fields, status=422, error=str(error), notice="", lost="")
+    gone = error if isinstance(error, Conflict) else Conflict("this task is no longer yours", fix="go on with the next one")
+    lost = "\n\n".join(text for name in ("ideal", "note", "words") if (text := fields.get(name, "").strip()))
+    return _next(request, site, me, project, status=409, error=str(gone), lost=lost)
 
 
 def _page(
-    request: Request, site: Site, me: Account, project: Project, task: Task, fields: Mapping[str, str], *, notice: str = "", error: str = ""
+    request: Request, site: Site, me: Account, project: Project, task: Task, fields: Mapping[str, str], *, status: int, **told: str
 ) -> HTMLResponse:
     return render(
         request,
         "label.html.j2",
-        status=422 if error else 200,
+        status=status,
         project=project,
         settings=project.settings,
         task=task,
@@ -186,41 +175,13 @@ def _page(
         responses=[(letter(place), text, markdown(text)) for place, text in enumerate(task.responses)],
         categories=categories(task.prompt.tags),
         fields=fields,
-        notice=notice,
-        error=error,
         guidelines=markdown(project.settings.guidelines),
-        progress=_progress(site, project.id, me.id),
+        progress=site.tasks.progress(project.id, me.id),
         scale=SCALE,
         strengths=_strengths(),
         reasons=REASONS,
+        **told,
     )
-
-
-def _leased(site: Site, lease_id: int, account_id: int) -> tuple[int, int]:
-    """The project of an annotator's own lease, and how many responses are shown."""
-    query = select(ItemRow.project_id, LeaseRow.order).join(LeaseRow, LeaseRow.item_id == ItemRow.id)
-    with site.database.read() as session:
-        own = LeaseRow.id == lease_id, LeaseRow.account_id == account_id
-        found = session.execute(query.where(*own)).first() if lease_id in IDS else None
-    if found is None:
-        raise NotFound(f"there is no task {lease_id} of yours")
-    return found[0], len(found[1])
-
-
-def _progress(site: Site, project_id: int, account_id: int) -> Progress:
-    midnight = utc_now().replace(hour=0, minute=0, second=0, microsecond=0)
-    today = select(func.count(AnswerRow.id)).where(
-        AnswerRow.account_id == account_id, AnswerRow.created_at >= midnight, AnswerRow.undone_at.is_(None)
-    )
-    waiting = ItemRow.project_id == project_id, WAITING
-    had = (
-        select(func.count(ItemRow.id.distinct()))
-        .join(LeaseRow, LeaseRow.item_id == ItemRow.id)
-        .where(*waiting, LeaseRow.account_id == account_id, LeaseRow.state != "expired")
-    )
-    with site.database.read() as session:
-        all_waiting = session.scalar(select(func.count(ItemRow.id)).where(*waiting)) or 0
-        return Progress(session.scalar(today) or 0, all_waiting - (session.scalar(had) or 0))
 
 
 def _strengths() -> list[tuple[int, str]]:

@@ -92,6 +92,15 @@ def invite(request: Request, site: AnySite, me: Lead, form: Form) -> Response:
     return _people(request, site, me, link=f"{str(request.base_url).rstrip('/')}/join/{token}", role=role)
 
 
+@router.post("/people/invitations/{digest}/withdraw")
+def withdraw(digest: str, site: AnySite, me: Lead, form: Form) -> Response:
+    found = next((each for each in site.accounts.invitations() if each.digest == digest), None)
+    if found is not None and found.role not in _invitable(me):
+        raise Forbidden(f"a {me.role} may not withdraw this invitation", fix="ask an owner to")
+    site.accounts.withdraw(digest, me.id)
+    return go("/people")
+
+
 @router.post("/people/{account_id}/role")
 def change_role(account_id: Id, site: AnySite, me: Owner, form: Form) -> Response:
     site.accounts.change_role(account_id, text_field(form, "role"), me.id)  # pyright: ignore[reportArgumentType]
@@ -180,14 +189,15 @@ def audit_page(request: Request, site: AnySite, me: Owner, action: str = "", bef
 def _people(request: Request, site: Site, me: Account, link: str | None = None, role: str | None = None) -> Response:
     people, today = site.accounts.all(), site.accounts.answers_today()
     roles = {"all": ROLES, "invitable": _invitable(me), "invited": role}
-    return render(request, "people.html.j2", people=people, today=today, roles=roles, link=link, days=INVITATION_DAYS)
+    told = {"link": link, "days": INVITATION_DAYS, "invitations": site.accounts.invitations()}
+    return render(request, "people.html.j2", people=people, today=today, roles=roles, **told)
 
 
 def _account(
     request: Request, site: Site, me: Account, *, status: int = 200, problem: str | None = None, token: str | None = None
 ) -> Response:
     context: dict[str, Any] = {
-        "categories": sorted({*site.accounts.categories(), *me.avoid}),
+        "categories": sorted({name.casefold(): name for name in (*site.accounts.categories(), *me.avoid)}.values()),
         "tokens": site.accounts.tokens(me.id),
         "today": site.accounts.answers_today().get(me.id, 0),
         "shortest": SHORTEST_PASSWORD,

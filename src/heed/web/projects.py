@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
@@ -14,7 +15,8 @@ from starlette.datastructures import FormData, UploadFile
 from heed.errors import UserError
 from heed.feedback.accounts import Account
 from heed.feedback.projects import Conflict, Project, ProjectSettings
-from heed.web.site import AnySite, Form, Id, Lead, Site, Visitor, go, number_field, render, text_field
+from heed.feedback.waiting import WaitingPrompts
+from heed.web.site import AnySite, Form, Id, Labeller, Lead, Site, Visitor, go, number_field, render, text_field
 from heed.web.text import markdown
 from heed.web.uploads import MAX_UNPACKED, add_data, read_data, received, shown_name
 
@@ -97,7 +99,7 @@ def archive(site: AnySite, me: Lead, project_id: Id, form: Form) -> Response:
 
 @router.get("/projects/{project_id}/import")
 def import_page(request: Request, site: AnySite, me: Lead, project_id: Id) -> HTMLResponse:
-    return _import_page(request, site.projects.get(project_id))
+    return _import_page(request, site, site.projects.get(project_id))
 
 
 @router.post("/projects/{project_id}/import")
@@ -107,8 +109,15 @@ def import_data(request: Request, site: AnySite, me: Lead, project_id: Id, form:
     try:
         told = _import(site, project, form, pasted, me)
     except UserError as error:
-        return _import_page(request, project, error=error, pasted=pasted)
-    return _import_page(request, project, told=told)
+        return _import_page(request, site, project, error=error, pasted=pasted)
+    return _import_page(request, site, project, told=told)
+
+
+@router.get("/projects/{project_id}/more")
+def more(site: AnySite, me: Labeller, project_id: Id) -> Response:
+    """Asked by the page of an annotator who has nothing left: loads it again once there is something."""
+    left = site.tasks.progress(project_id, me.id).left
+    return Response(status_code=204, headers={"HX-Refresh": "true"} if left else {})
 
 
 def _import(site: Site, project: Project, form: FormData, pasted: str, me: Account) -> list[str]:
@@ -124,22 +133,34 @@ def _import(site: Site, project: Project, form: FormData, pasted: str, me: Accou
         raise UserError("neither a file nor pasted rows", expected="one of them")
     with received(source, name) as path:
         data = read_data(path, name)
-        added = add_data(site.projects, project.id, data, me.id, gold="gold" in form)
-    counts = {
+        added, waiting = add_data(site.database, project.id, data, me.id, gold="gold" in form)
+    prompts = {
+        f"New prompts, from rows of {data.format}, which wait for a policy to answer them": waiting.new,
+        "Prompts that waited already, were answered by a policy, or came twice": waiting.known,
+    }
+    items = {
         f"New items, from rows of {data.format}": added.new,
         "Items that the project had already, or that came twice": added.known,
         "Prompts left out, with too few different responses to judge": added.too_few,
         "Responses left out, alone after the others of their prompt were put together": added.left_over,
-        **{f"Rows skipped, for {why}": count for why, count in data.skipped.most_common()},
     }
+    counts = items | prompts if data.most_responses else prompts
+    counts |= {f"Rows skipped, for {why}": count for why, count in data.skipped.most_common()}
     return [f"{what}: {count:,}" for index, (what, count) in enumerate(counts.items()) if count or index == 0]
 
 
 def _import_page(
-    request: Request, project: Project, *, error: UserError | None = None, told: list[str] | None = None, pasted: str = ""
+    request: Request, site: Site, project: Project, *, error: UserError | None = None, told: list[str] | None = None, pasted: str = ""
 ) -> HTMLResponse:
-    most = MAX_UNPACKED // 2**20
-    context = {"project": project, "error": error, "told": told, "pasted": pasted, "most": most}
+    context = {
+        "project": project,
+        "error": error,
+        "told": told,
+        "pasted": pasted,
+        "most": MAX_UNPACKED // 2**20,
+        "waiting": WaitingPrompts(site.database).count(project.id),
+        "command": f"heed feedback sample DATABASE {shlex.quote(project.name)} --policy FOLDER",
+    }
     return render(request, "import.html.j2", status=_status(error), **context)
 
 

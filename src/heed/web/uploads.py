@@ -18,7 +18,9 @@ from heed.data.formats import Record
 from heed.data.readers import Parsed, outcomes
 from heed.data.sources import Problem
 from heed.errors import UserError
-from heed.feedback.projects import Added, Projects
+from heed.feedback.database import Database, take_turns
+from heed.feedback.projects import Added, Projects, add_project_items
+from heed.feedback.waiting import AddedPrompts, add_prompts
 from heed.records import Demonstration, PreferencePair, Prompt, Ranking, Response
 
 MAX_UNPACKED = 256 * 2**20
@@ -34,7 +36,7 @@ class Found:
     line: int
     prompt: Prompt
     responses: list[str]
-    """Different ones, in the file's order."""
+    """Different ones, in the file's order; none where a policy is to answer."""
     ranks: list[int] | None
     """1 is best; none where the file does not say."""
 
@@ -79,20 +81,30 @@ def read_data(path: Path, name: str = "") -> Data:
     return Data(name, style, [*found, *alone.values()], skipped)
 
 
-def add_data(projects: Projects, project_id: int, data: Data, by: int | None, *, gold: bool = False) -> Added:
-    """Add what was read to a project, all of it or nothing; with `gold` the file's ranks are the right answers.
+def add_data(database: Database, project_id: int, data: Data, by: int | None, *, gold: bool = False) -> tuple[Added, AddedPrompts]:
+    """Add what was read to a project, all of it or nothing: items, and prompts that wait for a policy where they have no responses.
 
-    Raises UserError where there are none, or for more responses than are shown together.
+    With `gold` the file's ranks are the right answers: raises UserError where there are none, or for more responses than are shown
+    together.
     """
-    most = projects.get(project_id).settings.num_responses
+    most = Projects(database).get(project_id).settings.num_responses
     for entry in data.found if gold else ():
         if entry.ranks is None:
             raise UserError(f"rows of {data.format} have no right answer", file=data.name, expected="preferences or rankings")
         if len(entry.responses) > most:
             told = f"{len(entry.responses)} responses with one right answer"
             raise UserError(told, file=data.name, line=entry.line, expected=f"at most {most}, as many as are shown together")
-    items = [(entry.prompt, [Response(text) for text in entry.responses]) for entry in data.found]
-    return projects.add_items(project_id, items, by, gold=[entry.ranks for entry in data.found] if gold else None)
+    answered = [entry for entry in data.found if entry.responses]
+    items = [(entry.prompt, [Response(text) for text in entry.responses]) for entry in answered]
+    prompts = [entry.prompt for entry in data.found if not entry.responses]
+    added, waiting = Added(0, 0, 0, 0), AddedPrompts(0, 0)
+    with database.write() as session:
+        take_turns(session, "texts")
+        if items:
+            added = add_project_items(session, project_id, items, by, gold=[entry.ranks for entry in answered] if gold else None)
+        if prompts:
+            waiting = add_prompts(session, project_id, prompts, by)
+    return added, waiting
 
 
 @contextmanager

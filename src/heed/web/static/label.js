@@ -28,6 +28,7 @@ function judge(form, undo) {
   const reveal = document.getElementById("reveal");
   const ideal = document.getElementById("ideal");
   const shelf = document.getElementById("shelf");
+  const skip = document.querySelector("#skip form");
   const touch = matchMedia("(hover: none)").matches;
   let step = null;
   let flagged = 0;
@@ -87,6 +88,10 @@ function judge(form, undo) {
     hint.textContent = "Saving";
   });
   addEventListener("pageshow", () => (sending = false));
+  // A skip that is refused comes back with what was said so far.
+  skip?.addEventListener("formdata", (event) => {
+    for (const [name, value] of new FormData(form)) if (name !== "csrf") event.formData.append(name, value);
+  });
   form.addEventListener("input", () => show());
 
   const lift = () => {

@@ -1,0 +1,51 @@
+"""The newest policy of a run, which may be going on. No torch here: it is asked for again and again, also before torch is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from heed.config import read_yaml
+from heed.errors import UserError
+from heed.feedback.sampler import Checkpoint
+
+POLICY_STAGES = ("sft", "ppo", "reinforce", "dpo")
+"""Kinds of stages that write a policy, to `model` in their folder."""
+
+
+def newest_policy(spec: str) -> Checkpoint:
+    """The policy that `spec` names: of a run's folder the one that was trained last or, until there is one, what the run starts from.
+
+    Anything else is a model itself: a folder, a Hugging Face id or `testbed`. UserError for a folder that is neither.
+    """
+    folder = Path(spec)
+    if not (folder / "recipe.yaml").is_file():
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise UserError("neither config.json nor recipe.yaml is here", file=spec, expected="a model folder, or the folder of a run")
+        return Checkpoint(spec, _version(folder))
+    recipe = read_yaml(folder / "recipe.yaml").values
+    if not isinstance(recipe, Mapping) or not {"name", "model"} <= set(recipe):
+        raise UserError("names no model to start from", file=folder / "recipe.yaml", expected="the recipe of a run")
+    # A stage writes stage.json when all else is there; one that runs again removes it first.
+    done = [(age, path.parent) for path in folder.glob("stages/*/stage.json") if _kind(path) in POLICY_STAGES and (age := _changed(path))]
+    newest = str(max(done)[1] / "model") if done else recipe["model"]
+    return Checkpoint(newest, _version(Path(newest)), recipe["name"])
+
+
+def _kind(path: Path) -> str:
+    """Of a stage in the folder `r2-05-ppo`, by anything in it."""
+    return path.parent.name.rpartition("-")[2]
+
+
+def _version(folder: Path) -> str:
+    """Changes with the files of a model, which are replaced and never written in place."""
+    files = sorted(path for pattern in ("*.safetensors", "*.json") for path in folder.glob(pattern))
+    return " ".join(f"{path.name} {_changed(path)}" for path in files)
+
+
+def _changed(path: Path) -> int:
+    """When, in nanoseconds; 0 where it has gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
