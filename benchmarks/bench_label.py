@@ -244,8 +244,15 @@ def save_times(address: str, annotator: tuple[int, str, str], path: str, number:
 
 
 def page_times(address: str, cookie: str, path: str, number: int) -> dict[str, Any]:
+    """`numbers_ms` is when the page had its numbers, where it came without them at first."""
     with httpx.Client(base_url=address, cookies={COOKIE: cookie}, timeout=600) as browser:
-        return summary([timed(browser, "GET", path) for _ in range(number + 1)])
+        started = time.perf_counter()
+        first = timed(browser, "GET", path)
+        waited = {}
+        while "being worked out" in browser.get(path).text:
+            time.sleep(0.1)
+            waited = {"numbers_ms": round(1e3 * (time.perf_counter() - started), 1)}
+        return summary([first, *(timed(browser, "GET", path) for _ in range(number))]) | waited
 
 
 def summary(found: list[tuple[httpx.Response, float]]) -> dict[str, Any]:

@@ -118,12 +118,17 @@ def point_row(result: dict[str, Any], changed: str) -> str:
     return row([result["case"][changed], f"{result['speedup']:.2f}x", rates, f"{result['memory']:.2f}x", sizes])
 
 
-def plot(file: Path, name: str, values: list[int], results: list[dict[str, Any]]) -> None:
-    """Tokens a second and memory of both sides."""
+def svg_plots(name: str) -> Any:
+    """matplotlib's pyplot, which writes the same file from the same results."""
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = name  # the same results give the same file
-    pyplot = importlib.import_module("matplotlib.pyplot")
+    matplotlib.rcParams["svg.hashsalt"] = name
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def plot(file: Path, name: str, values: list[int], results: list[dict[str, Any]]) -> None:
+    """Tokens a second and memory of both sides."""
+    pyplot = svg_plots(name)
     figure, panels = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
     for panel, measure, label in zip(panels, ("tokens_per_second", "above_idle_mb"), ("tokens / s", "MB above idle"), strict=True):
         for side, title in (("heed", "heed"), ("peers", results[0]["peer"])):
@@ -136,6 +141,63 @@ def plot(file: Path, name: str, values: list[int], results: list[dict[str, Any]]
     pyplot.close(figure)
 
 
+def label_section(record: dict[str, Any]) -> list[str]:
+    """The labelling app under load, and over a full store."""
+    results, aims = record["results"], record["results"]["targets"]
+    kinds = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+    lines = ["## The labelling app", "", f"`{record['command']}` at {record['commit']}, {record['machine']['cores']} cores.", ""]
+    heads = ["database", "annotators at once", "saves", "save, median", "99th percentile", "page, median", "lost", "given twice"]
+    lines += [row(heads), row("---" for _ in heads)]
+    for kind in kinds.keys() & results.keys():
+        load = results[kind]["load"]
+        saves = [f"{load[f'save_{what}_ms']:.0f} ms (wanted {aims[f'save_{what}_ms']})" for what in ("median", "p99")]
+        counts = [load["lost"], load["duplicate_leases"]]
+        lines.append(row([kinds[kind], load["annotators"], f"{load['saves']:,}", *saves, f"{load['page_median_ms']:.0f} ms", *counts]))
+    heads = [
+        f"page over {results['judgements']:,} judgements",
+        *(f"{kinds[kind]}, first / median / slowest" for kind in kinds if kind in results),
+    ]
+    lines += ["", row(heads), row("---" for _ in heads)]
+    for page in results["sqlite"]["pages"]:
+        lines.append(row([page, *(page_cell(results[kind]["pages"][page]) for kind in kinds if kind in results)]))
+    return [*lines, "", f"Wanted: pages within {aims['page_ms']} ms, the dashboard within {aims['dashboard_ms']} ms.", ""]
+
+
+def page_cell(times: dict[str, Any]) -> str:
+    numbers = f"; numbers after {times['numbers_ms']:,.0f}" if "numbers_ms" in times else ""
+    return f"{times['first_ms']:.0f} / {times['median_ms']:.0f} / {times['slowest_ms']:.0f} ms{numbers}"
+
+
+def active_section(record: dict[str, Any]) -> list[str]:
+    """Accuracy against labels, chosen at random and by uncertainty."""
+    results = record["results"]
+    lines = ["## Labels chosen by uncertainty", "", f"`{record['command']}` at {record['commit']}, {len(results['each'])} seeds.", ""]
+    file = RESULTS / "labels_by_uncertainty.svg"
+    plot_active(file, results)
+    lines += [f"![Accuracy against labels](results/{file.name})", ""]
+    heads = ["labels", *results["mean"]]
+    lines += [row(heads), row("---" for _ in heads)]
+    for index, labels in enumerate(results["labels"]):
+        cells = [f"{results['mean'][way][index]:.3f} ± {results['deviation'][way][index]:.3f}" for way in results["mean"]]
+        lines.append(row([labels, *cells]))
+    for needed in results["labels_needed"]:
+        told = ", ".join(f"{way} {ratio:.2f}" for way, ratio in needed["labels_over_random"].items())
+        lines += ["", f"Labels for {needed['accuracy']:.1%}, as a multiple of those at random: {told}."]
+    return [*lines, ""]
+
+
+def plot_active(file: Path, results: dict[str, Any]) -> None:
+    pyplot = svg_plots(file.stem)
+    figure, panel = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+    for way, mean in results["mean"].items():
+        panel.errorbar(results["labels"], mean, yerr=results["deviation"][way], marker="o", capsize=3, label=way)
+    panel.set(xlabel="labelled items", ylabel="accuracy on held-out true preferences")
+    panel.grid(alpha=0.3)
+    panel.legend()
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+
+
 def main() -> None:
     lines = [HEAD]
     for name in SPEED:
@@ -143,6 +205,9 @@ def main() -> None:
             lines += speed_section(name, record)
     for record in read(SWEEPS):
         lines += sweep_section(record)
+    for name, section in (("bench_label", label_section), ("quality_active", active_section)):
+        path = RESULTS / f"{name}.json"
+        lines += section(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
     (HERE / "RESULTS.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(f"{HERE / 'RESULTS.md'} written")
 

@@ -51,7 +51,10 @@ def serving(folder: Path, *words: str) -> Iterator[App]:
         yield App(process, told, found[-1])
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()  # nothing, where it has ended
 
 
 @pytest.fixture

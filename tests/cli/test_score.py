@@ -61,7 +61,7 @@ def scores(location: str, model_id: int) -> dict[tuple[str, str], float]:
 def make_run(folder: Path, stages: Mapping[str, Path | None]) -> Path:
     """The folder of a run with these reward models; one without a model is under way."""
     folder.mkdir()
-    (folder / "run.json").write_text("{}")
+    (folder / "recipe.yaml").write_text("name: tone\nmodel: testbed\nstages: [reward_model]\n")
     for name, model in stages.items():
         stage = folder / "stages" / name
         stage.mkdir(parents=True)
@@ -104,17 +104,6 @@ def test_several_models_are_an_ensemble(location: str, models: list[Path], capsy
     with Database(location).read() as session:
         priorities = [row.priority for row in session.scalars(select(ItemRow).where(ItemRow.remaining > 0))]
     assert all(0 < priority <= 0.5 for priority in priorities)
-
-
-def test_of_a_run_the_newest_reward_model_is_taken(models: list[Path], tmp_path: Path):
-    run = make_run(tmp_path / "run", {"04-reward_model": models[0]})
-    assert score.newest_reward_model(run) == run / "stages/04-reward_model/model"
-    one, two = models
-    run = make_run(
-        tmp_path / "rounds", {"04-reward_model": one, "r2-04-reward_model": one, "r10-04-reward_model": two, "r11-04-reward_model": None}
-    )
-    assert score.newest_reward_model(run).parent.name.startswith("r10")
-    assert score.newest_reward_model(one) == one
 
 
 def test_watching_goes_on_with_later_items_and_newer_models(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from heed.data import sources
 from heed.data.check import check
 from heed.data.readers import Loaded, read_demonstrations, read_preferences, read_prompts
 from heed.data.transcripts import to_conversation
@@ -305,6 +306,15 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "marked.jsonl"
     path.write_bytes('{"prompt": "é"}\r\n'.encode("utf-8-sig"))
     assert read_prompts(path).records == [Prompt("é")]
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.jsonl.gz"])
+def test_a_line_without_end_is_not_read_to_its_end(jsonl: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_LINE", 2**20)
+    fits = {"prompt": "x" * (2**20 - 20)}
+    path = jsonl(fits, {"prompt": "x" * 2**20}, name=name)
+    assert message_of(read_prompts, path) == f"{path}:2: over 1 MB without an end of line; expected one JSON object per line"
+    assert len(read_prompts(jsonl(fits, name=name)).records) == 1
 
 
 def test_broken_gzip(tmp_path: Path) -> None:

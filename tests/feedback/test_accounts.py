@@ -144,12 +144,12 @@ def test_open_invitations_are_those_that_can_still_be_accepted(accounts: Account
 def test_an_invitation_that_was_withdrawn_is_good_for_nothing(accounts: Accounts) -> None:
     olga, token = join(accounts, "Olga", "owner"), accounts.invite("annotator", None)
     (found,) = accounts.invitations()
-    accounts.withdraw(found.digest, olga.id)
+    accounts.withdraw(found.digest, olga)
     assert accounts.invitations() == []
     with pytest.raises(NotFound, match="no longer good"):
         accounts.accept(token, "Ann", PASSWORD)
     with pytest.raises(NotFound, match="no such open invitation"):
-        accounts.withdraw(found.digest, olga.id)
+        accounts.withdraw(found.digest, olga)
     withdrawn, made = accounts.log("invite")[:2]
     assert (withdrawn.action, withdrawn.who, withdrawn.detail) == ("invite.withdraw", "Olga", made.detail)
 
@@ -159,7 +159,7 @@ def test_an_invitation_that_was_accepted_cannot_be_withdrawn(accounts: Accounts)
     (found,) = accounts.invitations()
     ann = accounts.accept(token, "Ann", PASSWORD)
     with pytest.raises(NotFound):
-        accounts.withdraw(found.digest, ann.id)
+        accounts.withdraw(found.digest, ann)
 
 
 def test_an_invitation_is_either_accepted_or_withdrawn(crowded: Accounts) -> None:
@@ -176,7 +176,7 @@ def test_an_invitation_is_either_accepted_or_withdrawn(crowded: Accounts) -> Non
             return True
 
         with ThreadPoolExecutor(2) as pool:
-            withdrawn = pool.submit(tried, crowded.withdraw, found.digest, olga.id)
+            withdrawn = pool.submit(tried, crowded.withdraw, found.digest, olga)
             accepted = pool.submit(tried, crowded.accept, token, f"Person {turn}", PASSWORD)
             assert withdrawn.result() != accepted.result()
 

@@ -17,7 +17,8 @@ from heed.errors import UserError
 from heed.feedback.answers import standing_answers
 from heed.feedback.database import Database
 from heed.feedback.projects import NotFound
-from heed.feedback.reward_agreement import LATEST, Preferences, agreement, agreements, clustered_share
+from heed.feedback.quality import clustered_share
+from heed.feedback.reward_agreement import LATEST, Preferences, agreement, agreements
 from heed.feedback.reward_scores import (
     RewardModel,
     Scores,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from heed.errors import UserError
-from heed.pipeline.newest import newest_policy
+from heed.pipeline.newest import newest_policy, newest_reward_model
 
 
 @pytest.fixture
@@ -48,6 +48,19 @@ def test_the_newest_policy_is_the_one_trained_last_whatever_its_name(run: Path) 
     shutil.rmtree(run / "stages" / "01-sft")
     again = trained(run, "01-sft", 7)  # an edited recipe trains the first stage again
     assert newest_policy(str(run)).path == again
+
+
+def test_the_newest_reward_model_is_the_one_trained_last_and_a_folder_that_is_no_run_is_one_itself(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no reward model yet"):
+        newest_reward_model(run)
+    for at, stage in enumerate(("04-reward_model", "r2-04-reward_model", "r10-04-reward_model"), start=1):
+        model = trained(run, stage, at)
+        assert str(newest_reward_model(run)) == model
+    trained(run, "r10-05-ppo", 9)
+    assert str(newest_reward_model(run)) == model
+    assert newest_reward_model(tmp_path) == tmp_path
+    with pytest.raises(UserError, match="no such folder"):
+        newest_reward_model(tmp_path / "gone")
 
 
 def test_weights_that_are_replaced_are_another_version(run: Path, tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ LEADS = [
     ("GET", "/projects/1/export/full"),
     ("GET", "/people"),
     ("POST", "/invitations"),
+    ("GET", "/invitations"),
+    ("DELETE", "/invitations/some"),
     ("PUT", "/people/1/daily-cap"),
 ]
 OWNERS = [("PUT", "/people/1/role"), ("DELETE", "/people/1"), ("GET", "/audit")]
@@ -162,6 +164,18 @@ def test_what_a_role_does_not_allow_is_forbidden(program: MakeProgram, project: 
 def test_a_lead_cannot_make_an_owner_by_inviting_one(program: MakeProgram):
     assert program("Lea", "lead").post("/invitations", json={"role": "owner"}).status_code == 403
     assert program("Olga", "owner").post("/invitations", json={"role": "owner"}).status_code == 201
+
+
+def test_open_invitations_are_told_without_their_links_and_withdrawn(program: MakeProgram):
+    olga, lea = program("Olga", "owner"), program("Lea", "lead")
+    links = [olga.post("/invitations", json={"role": role}).json()["path"] for role in ("owner", "annotator")]
+    owners, annotators = lea.get("/invitations").json()
+    assert [(each["role"], each["invited_by"]) for each in (owners, annotators)] == [("owner", "Olga"), ("annotator", "Olga")]
+    assert not any(link.rpartition("/")[2] in lea.get("/invitations").text for link in links)
+    assert lea.delete(f"/invitations/{owners['digest']}").status_code == 403
+    assert lea.delete(f"/invitations/{annotators['digest']}").status_code == 204
+    assert lea.delete(f"/invitations/{annotators['digest']}").status_code == 404
+    assert [each["role"] for each in olga.get("/invitations").json()] == ["owner"]
 
 
 # Projects and items

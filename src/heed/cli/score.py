@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -22,6 +20,7 @@ from heed.feedback.projects import Project, Projects
 from heed.feedback.quality import Estimate
 from heed.feedback.reward_agreement import Preferences, agreement
 from heed.feedback.reward_scores import RewardModel, add_reward_model, prioritise, score_responses, stored_scores
+from heed.pipeline.newest import newest_reward_model
 from heed.records import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -131,29 +130,6 @@ class Scorer:
             self._reward, self._renderer = load_scoring(str(path), max_length=self.max_length, **self.options)
             self.path, self.digest = path, digest
         return self._reward, self._renderer
-
-
-def newest_reward_model(folder: Path) -> Path:
-    """The folder itself or, where it is a run's, the model of its last `reward_model` stage that is done.
-
-    Raises UserError where there is none.
-    """
-    if not folder.is_dir():
-        raise UserError("there is no such folder", file=folder, expected="a reward model's folder, or that of a run")
-    if not (folder / "run.json").exists():
-        return folder
-    done = [path.parent for path in folder.glob("stages/*/stage.json") if json.loads(path.read_text())["kind"] == "reward_model"]
-    models = [stage / "model" for stage in sorted(done, key=_place) if (stage / "model").is_dir()]
-    if not models:
-        raise UserError("this run has no reward model yet", file=folder, fix="wait for its reward_model stage, or name another folder")
-    return models[-1]
-
-
-def _place(stage: Path) -> tuple[int, int]:
-    """Round and number of a stage's folder: `05-ppo`, or `r2-05-ppo` in the second round."""
-    found = re.match(r"(?:r(\d+)-)?(\d+)-", stage.name)
-    assert found is not None, "heed names the stages of a run"
-    return int(found[1] or 1), int(found[2])
 
 
 def weights_digest(folder: Path) -> str:

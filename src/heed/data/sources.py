@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,6 +20,8 @@ _SUFFIXES = ".jsonl, .json, .csv (each also .gz) or .parquet"
 _DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+(:\S+)?")
 _SPACE = re.compile(r"\s*")
 _CSV_NUMBERS = ("label", "margin", "weight")
+MAX_LINE = 2**24
+"""Bytes of a line of JSON: a longer one is no row of training data, and would fill the memory."""
 
 
 class Malformed(ValueError):
@@ -98,8 +101,10 @@ def _decode(raw: bytes, line: int) -> str:
 
 
 def _jsonl(file: str) -> Iterator[Row | Problem]:
-    with _open(file) as lines:
-        for line, raw in enumerate(lines, start=1):
+    with _open(file) as handle:
+        for line, raw in enumerate(iter(partial(handle.readline, MAX_LINE + 1), b""), start=1):
+            if len(raw) > MAX_LINE:
+                raise Malformed(f"over {MAX_LINE >> 20} MB without an end of line", "one JSON object per line", line)
             try:
                 text = _decode(raw, line)
                 if text.strip():

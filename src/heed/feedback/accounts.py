@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from heed.errors import UserError, require
 from heed.feedback.database import Database
-from heed.feedback.projects import Conflict, NotFound, audit
+from heed.feedback.projects import Conflict, Forbidden, NotFound, audit
 from heed.feedback.schema import (
     AccountRow,
     AnswerRow,
@@ -106,6 +106,11 @@ class OpenInvitation:
     expires_at: datetime
 
 
+def invitable(account: Account) -> list[Role]:
+    """The roles that this person may invite others to, annotators first: they are most of a team."""
+    return ["annotator", "lead", "viewer", *(("owner",) if account.may("own") else ())]
+
+
 class Accounts:
     """Accounts and everything that proves to be one of them; every change is audited, and on disk when the call returns.
 
@@ -144,14 +149,16 @@ class Accounts:
             found = session.execute(query).tuples()
             return [OpenInvitation(row.token, _role(row.role), name, row.created_at, row.expires_at) for row, name in found]
 
-    def withdraw(self, digest: str, by: int) -> None:
-        """Make a link good for nothing; NotFound where it is no open invitation."""
+    def withdraw(self, digest: str, by: Account) -> None:
+        """Make a link good for nothing; NotFound where it is no open invitation, Forbidden where this person may not make such a one."""
         with self.database.write() as session:
             row = session.get(InvitationRow, digest, with_for_update=True)
             if row is None or row.accepted_by is not None:
                 raise NotFound("there is no such open invitation", fix="reload the page: it may have been accepted meanwhile")
+            if row.role not in invitable(by):
+                raise Forbidden(f"a {by.role} may not withdraw this invitation", fix="ask an owner to")
             session.delete(row)
-            audit(session, by, "invite.withdraw", role=row.role, invitation=digest[:8])
+            audit(session, by.id, "invite.withdraw", role=row.role, invitation=digest[:8])
 
     def invited_role(self, token: str) -> Role:
         """What a link is for; NotFound where it is no invitation, was used, or has expired."""

@@ -98,7 +98,7 @@ def standing_answers(database: Database, project_id: int, *, texts: bool = False
     with database.read() as session, _no_garbage():
         # The answers first: what they refer to is never deleted, so whoever adds to it meanwhile does no harm.
         rows = session.execute(_answers(project_id)).all()
-        ranks = _by_key(session, _ranks(project_id), cache(_in_order))
+        ranks = _by_key(session, _ranks(project_id), cache(in_order))
         items = _items(session, project_id, texts)
         for number, item_id, account_id, annotator, judgement_id, reason, order, skipped, *said in rows:
             item = items[item_id]
@@ -175,7 +175,7 @@ def _joined(position: Any, value: Any) -> ColumnElement[str]:
     return func.aggregate_strings(cast(position, String) + ":" + cast(value, String), ",")
 
 
-def _in_order(joined: str) -> tuple[int, ...]:
+def in_order(joined: str) -> tuple[int, ...]:
     """The values of `position:value` texts that come in any order."""
     pairs = sorted((int(position), int(value)) for position, value in (pair.split(":") for pair in joined.split(",")))
     return tuple(value for _, value in pairs)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import String, cast, func, select
 from sqlalchemy.orm import Session
 
+from heed.feedback.answers import in_order
 from heed.feedback.database import Database
 from heed.feedback.projects import IDS, NotFound
 from heed.feedback.schema import AccountRow, AnswerRow, DecisionRow, ItemResponseRow, ItemRow, PromptRow, RankRow, ResponseRow
@@ -115,14 +116,9 @@ def standing_judgements(database: Database, project_id: int) -> list[Said]:
         .group_by(latest.c.id, latest.c.item_id, latest.c.account_id)
         .order_by(latest.c.id)
     )
-    read = cache(_in_order)
+    read = cache(in_order)
     with database.read() as session:
         return [Said(item_id, account_id, read(ranks)) for item_id, account_id, ranks in session.execute(query)]
-
-
-def _in_order(joined: str) -> tuple[int, ...]:
-    """The ranks of `position:rank` texts that come in any order."""
-    return tuple(rank for _, rank in sorted(tuple(map(int, pair.split(":"))) for pair in joined.split(",")))
 
 
 def decided_items(database: Database, project_id: int) -> set[int]:

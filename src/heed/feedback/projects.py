@@ -32,6 +32,10 @@ class NotFound(UserError):
     """There is no such thing, or it is not this person's."""
 
 
+class Forbidden(UserError):
+    """Someone is signed in, but may not do this."""
+
+
 class Conflict(UserError):
     """What was asked for came too late: someone else, or the clock, was there before."""
 

@@ -198,6 +198,27 @@ def reliabilities(standing: Standing, *, seed: int = 0) -> dict[str, float]:
     return {last.names[worker]: max(0.0, 2 * float(skill) - 1) for worker, skill in sorted(skills.items())}
 
 
+def clustered_share(correct: np.ndarray, decided: np.ndarray, item: np.ndarray) -> Estimate | None:
+    """sum(correct) / sum(decided) with a 95 % interval whose unit is the item; none where nothing was decided.
+
+    Wilson's interval for as many independent pairs as have the share's standard error over items, which stays within 0 and 1.
+    Source: Wilson 1927; the ratio estimator of cluster samples, Cochran 1977, equation 11.11.
+    """
+    _, rows = np.unique(item, return_inverse=True)
+    won, of = np.bincount(rows, correct), np.bincount(rows, decided)
+    won, of = won[of > 0], of[of > 0]
+    if not len(of):
+        return None
+    share = won.sum() / of.sum()
+    variance = ((won - share * of) ** 2).sum() / of.sum() ** 2
+    # Where every item says the same, items are what there is to count.
+    size = share * (1 - share) / variance if variance > 0 else len(of)
+    middle = (share + Z**2 / (2 * size)) / (1 + Z**2 / size)
+    half = Z / (1 + Z**2 / size) * math.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
+    low, high = max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
+    return Estimate(float(share), float(low), float(high))
+
+
 def _agreed(counts: np.ndarray) -> np.ndarray:
     """What agreement is computed from, of each item with pairs that two annotators judged: `[items, 5]`.
 
@@ -239,22 +260,9 @@ def _bootstrap(per_item: np.ndarray, statistic: Callable[[np.ndarray], np.ndarra
 
 
 def _length_bias(last: Outcomes) -> Estimate | None:
-    """The share with Wilson's interval, for as many independent pairs as have its standard error over items.
-
-    Source: Wilson 1927; the ratio estimator of cluster samples, Cochran 1977, equation 11.11.
-    """
+    """Over the pairs of unlike lengths with a preference."""
     signs = np.nan_to_num(last.said * last.longer[last.item])
-    wins, decided = (np.bincount(last.item, (found).sum(axis=1)) for found in (signs > 0, signs != 0))
-    wins, decided = wins[decided > 0], decided[decided > 0]
-    if not len(decided):
-        return None
-    share = wins.sum() / decided.sum()
-    variance = ((wins - share * decided) ** 2).sum() / decided.sum() ** 2
-    # Where every item says the same, items are what there is to count.
-    size = share * (1 - share) / variance if variance > 0 else len(decided)
-    middle = (share + Z**2 / (2 * size)) / (1 + Z**2 / size)
-    half = Z / (1 + Z**2 / size) * math.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
-    return Estimate(float(share), float(max(0.0, middle - half)), float(min(1.0, middle + half)))
+    return clustered_share((signs > 0).sum(axis=1), (signs != 0).sum(axis=1), last.item)
 
 
 def _rating_agreement(answers: Sequence[GivenAnswer], attribute: str) -> RatingAgreement | None:

@@ -6,7 +6,6 @@ repetitions check annotators. Pairs of one item are not independent of each othe
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import combinations
@@ -17,7 +16,7 @@ import numpy as np
 from heed.feedback.answers import Standing
 from heed.feedback.database import Database
 from heed.feedback.outcomes import padded
-from heed.feedback.quality import Estimate, Z
+from heed.feedback.quality import Estimate, clustered_share
 from heed.feedback.reward_scores import RewardModel, Scores, response_table, reward_models, stored_scores
 
 SLICES = 12
@@ -135,26 +134,6 @@ def agreement(people: Preferences, model: RewardModel, scores: Scores) -> ModelA
         uncertain=over(later[people.uncertain[later]]),
         slices=tuple(slices),
     )
-
-
-def clustered_share(correct: np.ndarray, decided: np.ndarray, item: np.ndarray) -> Estimate | None:
-    """sum(correct) / sum(decided) with a 95 % interval whose unit is the item; none where nothing was decided.
-
-    Wilson's interval for as many independent pairs as have the share's standard error over items, which stays within 0 and 1.
-    Source: Wilson 1927; the ratio estimator of cluster samples, Cochran 1977, equation 11.11.
-    """
-    if not len(item):
-        return None
-    _, rows = np.unique(item, return_inverse=True)
-    won, of = np.bincount(rows, correct), np.bincount(rows, decided)
-    share = won.sum() / of.sum()
-    variance = ((won - share * of) ** 2).sum() / of.sum() ** 2
-    # Where every item says the same, items are what there is to count.
-    size = share * (1 - share) / variance if variance > 0 else len(of)
-    middle = (share + Z**2 / (2 * size)) / (1 + Z**2 / size)
-    half = Z / (1 + Z**2 / size) * math.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
-    low, high = max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
-    return Estimate(float(share), float(low), float(high))
 
 
 def _pairs(count: int) -> np.ndarray:

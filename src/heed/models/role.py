@@ -14,10 +14,10 @@ from heed.models.batch import TokenBatch, micro_batches
 from heed.models.sharing import prompt_runs, shared_rows
 from heed.records import TokenSequence
 
-GPU_TOKENS, CPU_TOKENS = 2**13, 2**11
+GPU_TOKENS, CPU_TOKENS = 2**13, 2**10
 """A GPU wants large products; a CPU loses more to padding, and to activations that leave its cache."""
-CPU_ACTIVATIONS = 2**22
-"""Tokens times layers times width in a micro-batch on a CPU: about half a gigabyte of activations."""
+CPU_ACTIVATIONS = 2**20
+"""Tokens times layers times width in a micro-batch on a CPU: about 140 MB of activations."""
 
 
 class Role:
@@ -122,7 +122,7 @@ class Role:
 
 def micro_batch_tokens(device: str, layers: int, width: int) -> int:
     """Tokens in a micro-batch that a device does best; on a CPU fewer for larger models."""
-    return GPU_TOKENS if device != "cpu" else max(CPU_TOKENS // 4, min(CPU_TOKENS, CPU_ACTIVATIONS // (layers * width)))
+    return GPU_TOKENS if device != "cpu" else max(CPU_TOKENS // 2, min(CPU_TOKENS, CPU_ACTIVATIONS // (layers * width)))
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
-"""The newest policy of a run, which may be going on. No torch here: it is asked for again and again, also before torch is loaded."""
+"""The newest models of a run, which may be going on. No torch here: they are asked for again and again, also before torch is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from heed.config import read_yaml
@@ -26,10 +26,28 @@ def newest_policy(spec: str) -> Checkpoint:
     recipe = read_yaml(folder / "recipe.yaml").values
     if not isinstance(recipe, Mapping) or not {"name", "model"} <= set(recipe):
         raise UserError("names no model to start from", file=folder / "recipe.yaml", expected="the recipe of a run")
-    # A stage writes stage.json when all else is there; one that runs again removes it first.
-    done = [(age, path.parent) for path in folder.glob("stages/*/stage.json") if _kind(path) in POLICY_STAGES and (age := _changed(path))]
-    newest = str(max(done)[1] / "model") if done else recipe["model"]
+    trained = _trained_last(folder, POLICY_STAGES)
+    newest = recipe["model"] if trained is None else str(trained)
     return Checkpoint(newest, _version(Path(newest)), recipe["name"])
+
+
+def newest_reward_model(folder: Path) -> Path:
+    """The folder itself or, where it is a run's, the reward model that was trained last; UserError where there is none."""
+    if not folder.is_dir():
+        raise UserError("there is no such folder", file=folder, expected="a reward model's folder, or that of a run")
+    if not (folder / "recipe.yaml").is_file():
+        return folder
+    trained = _trained_last(folder, ("reward_model",))
+    if trained is None:
+        raise UserError("this run has no reward model yet", file=folder, fix="wait for its reward_model stage, or name another folder")
+    return trained
+
+
+def _trained_last(run: Path, kinds: Collection[str]) -> Path | None:
+    """The model of the stage of these kinds that was done last."""
+    # A stage writes stage.json when all else is there; one that runs again removes it first.
+    done = [(age, path.parent) for path in run.glob("stages/*/stage.json") if _kind(path) in kinds and (age := _changed(path))]
+    return max(done)[1] / "model" if done else None
 
 
 def _kind(path: Path) -> str:

@@ -15,7 +15,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import JsonValue
 from sqlalchemy import select
 
-from heed.feedback.accounts import LOG_PAGE, Account
+from heed.feedback.accounts import LOG_PAGE, Account, OpenInvitation, invitable
 from heed.feedback.disputes import decided_items, disputes, standing_judgements
 from heed.feedback.export import Export, Filters, Kind, label_weights, read_time
 from heed.feedback.projects import IDS, audit, find_project
@@ -375,9 +375,21 @@ def people(_: Lead, site: AnySite) -> list[Person]:
 @router.post("/invitations", status_code=201, tags=["people"])
 def invite(new: NewInvitation, account: Lead, site: AnySite) -> Invitation:
     """Make a link that makes one account; owners alone invite owners."""
-    if new.role == "owner" and not account.may("own"):
+    if new.role not in invitable(account):
         raise Forbidden(f"a {account.role} may not invite an owner", fix="ask an owner to")
     return Invitation(path=f"/join/{site.accounts.invite(new.role, account.id, days=new.days)}", role=new.role)
+
+
+@router.get("/invitations", tags=["people"])
+def open_invitations(_: Lead, site: AnySite) -> list[OpenInvitation]:
+    """Those that can still be accepted, the oldest first; `digest` names one, and is not its link."""
+    return site.accounts.invitations()
+
+
+@router.delete("/invitations/{digest}", status_code=204, tags=["people"])
+def withdraw_invitation(digest: str, account: Lead, site: AnySite) -> None:
+    """Make a link good for nothing; owners alone withdraw an owner's."""
+    site.accounts.withdraw(digest, account)
 
 
 @router.put("/people/{account_id}/role", tags=["people"])

@@ -17,17 +17,13 @@ import heed
 from heed.errors import UserError
 from heed.feedback.accounts import Account, Accounts, SignedIn
 from heed.feedback.database import Database
-from heed.feedback.projects import Projects
+from heed.feedback.projects import Forbidden, Projects
 from heed.feedback.store import FeedbackStore
 from heed.feedback.tasks import Tasks
 from heed.web.limits import Attempts
 
 HERE = Path(__file__).parent
 COOKIE = "heed_session"
-
-
-class Forbidden(UserError):
-    """Someone is signed in, but may not do this."""
 
 
 class SignInFirst(Exception):
