@@ -36,7 +36,7 @@ class TrainConfig:
     """Passes over the data."""
     max_tokens: int | None = None
     """Tokens in one micro-batch, padding included; none takes what the device does best: 8,192 on a GPU, and on a
-    CPU 1,024, or 512 for models of 30M parameters and more."""
+    CPU 1,024, or 512 for larger models."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup_fraction: float = 0.03
