@@ -22,7 +22,8 @@ from sqlalchemy import update
 from heed.feedback.accounts import Accounts
 from heed.feedback.database import Database
 from heed.feedback.projects import Projects, ProjectSettings
-from heed.feedback.schema import AnswerRow, JudgementRow
+from heed.feedback.reward_scores import add_reward_model, score_responses
+from heed.feedback.schema import AnswerRow, JudgementRow, RewardModelRow, utc_now
 from heed.feedback.tasks import Answer, Tasks
 from heed.records import Prompt, Response
 from heed.testbed.datasets import load
@@ -61,6 +62,11 @@ def fill(database: Database) -> tuple[int, str]:
             ranks = tuple(sorted(seen, reverse=True).index(value) + 1 for value in seen)
             flags = {"rude": (ranks.index(4),)} if generator.random() < 0.2 else {}
             tasks.answer(task.lease_id, annotator.id, Answer(ranks=ranks, flags=flags))
+    # A reward model that sees the truth as through a mist, and came when half of the answers were there.
+    model = add_reward_model(database, project.id, "runs/demo/stages/04-reward_model/model", "0" * 64)
+    score_responses(database, model, lambda items: [float(gold(p, text)["utility"]) + generator.gauss(0, 0.8) for p, text in items])
+    with database.write() as session:
+        session.execute(update(RewardModelRow).values(created_at=utc_now() - timedelta(hours=35)))
     spread(database, generator)
     return project.id, accounts.start_session(owner.id)
 
@@ -93,6 +99,7 @@ def main() -> None:
         page.screenshot(path=HERE / "label.png")
         page.goto(f"{address}/projects/{project_id}")
         page.screenshot(path=HERE / "dashboard.png")
+        page.locator("section", has=page.get_by_role("heading", name="Reward model")).screenshot(path=HERE / "reward-model.png")
         browser.close()
     server.should_exit = True
 

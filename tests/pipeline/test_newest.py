@@ -53,6 +53,7 @@ def test_the_newest_policy_is_the_one_trained_last_whatever_its_name(run: Path) 
 def test_the_newest_reward_model_is_the_one_trained_last_and_a_folder_that_is_no_run_is_one_itself(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no reward model yet"):
         newest_reward_model(run)
+    model = ""
     for at, stage in enumerate(("04-reward_model", "r2-04-reward_model", "r10-04-reward_model"), start=1):
         model = trained(run, stage, at)
         assert str(newest_reward_model(run)) == model
