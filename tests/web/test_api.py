@@ -124,7 +124,7 @@ LEADS = [
     ("GET", "/people"),
     ("POST", "/invitations"),
     ("GET", "/invitations"),
-    ("DELETE", "/invitations/some"),
+    ("DELETE", f"/invitations/{'0' * 64}"),
     ("PUT", "/people/1/daily-cap"),
 ]
 OWNERS = [("PUT", "/people/1/role"), ("DELETE", "/people/1"), ("GET", "/audit")]

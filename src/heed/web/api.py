@@ -145,6 +145,7 @@ Watcher = Annotated[Account, having("see")]
 Lead = Annotated[Account, having("lead")]
 Owner = Annotated[Account, having("own")]
 IdInPath = Annotated[int, Path(ge=1, le=IDS.stop - 1)]
+Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="Of an open invitation.")]
 After = Annotated[int, Query(ge=0, le=IDS.stop - 1, description="The `next` of the page before.")]
 Before = Annotated[int | None, Query(ge=1, le=IDS.stop - 1, description="The `next` of the page before.")]
 Action = Annotated[str, Query(pattern="^[a-z_.]*$", max_length=40, description="How the action begins, such as `account.`")]
@@ -387,7 +388,7 @@ def open_invitations(_: Lead, site: AnySite) -> list[OpenInvitation]:
 
 
 @router.delete("/invitations/{digest}", status_code=204, tags=["people"])
-def withdraw_invitation(digest: str, account: Lead, site: AnySite) -> None:
+def withdraw_invitation(digest: Digest, account: Lead, site: AnySite) -> None:
     """Make a link good for nothing; owners alone withdraw an owner's."""
     site.accounts.withdraw(digest, account)
 
