@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test check lint peers bench bench-speed bench-quality clean
+.PHONY: demo test check lint peers bench bench-speed bench-quality bench-label clean
 
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "heed needs Python 3.11 or newer, found " + sys.version.split()[0]'
@@ -37,7 +37,7 @@ benchmarks/.venv-%/.installed: pyproject.toml
 	@touch $@
 
 # About two hours on two quiet cores, then the learning results.
-bench: bench-speed bench-quality
+bench: bench-speed bench-quality bench-label
 
 bench-speed: $(VENV)/.installed peers
 	for name in rollout reward_model dpo groups ppo; do $(BIN)/python benchmarks/bench_$$name.py --repetitions 2 --steps 2 || exit 1; done
@@ -49,6 +49,11 @@ bench-speed: $(VENV)/.installed peers
 bench-quality: $(VENV)/.installed
 	$(BIN)/python benchmarks/quality_testbed.py --algorithms reinforce dpo
 	$(BIN)/python benchmarks/quality_real_inputs.py
+	$(BIN)/python benchmarks/quality_annotators.py
+	$(BIN)/python benchmarks/quality_active.py
+
+bench-label: $(VENV)/.installed
+	$(BIN)/python benchmarks/bench_label.py
 
 clean:
 	rm -rf $(VENV) benchmarks/.venv-peers benchmarks/.venv-ppo runs build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
