@@ -317,6 +317,32 @@ def test_a_line_without_end_is_not_read_to_its_end(jsonl: Any, name: str, monkey
     assert len(read_prompts(jsonl(fits, name=name)).records) == 1
 
 
+def test_responses_that_nobody_ranked_are_not_left_out_in_silence(jsonl: Any) -> None:
+    for row in ({"prompt": "a", "responses": ["b"]}, {"prompt": "a", "responses": ["b", "c"], "ranks": None}):
+        path = jsonl(row)
+        told = f"{path}:1: `responses` without `ranks`; expected `ranks` too, or a row with one `response` for each"
+        assert message_of(read_prompts, path) == told
+        assert told in str(next(iter(check(path).problems)))
+
+
+def test_no_row_or_cell_is_read_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_LINE", 2**20)
+    fits, long = "x" * (2**20 - 20), "x" * 2**21
+    path = tmp_path / "data.json"
+    path.write_text(f'[{{"prompt": "{fits}"}},\n {{"prompt": "{long}"}}]')
+    assert message_of(read_prompts, path) == f"{path}:2: a row of over 1 MB at column 2; expected a JSON list of rows"
+    path.write_text(f'[{{"prompt": "{fits}"}}]')
+    assert len(read_prompts(path).records) == 1
+    path = tmp_path / "data.csv"
+    path.write_text(f"prompt\n{fits}\n{long}\n")
+    assert message_of(read_prompts, path) == f"{path}:3: over 1 MB without an end of line; expected comma-separated cells"
+    quoted = "x\n" * 2**20
+    path.write_text(f'prompt\n"{quoted}"\n')
+    assert "broken CSV (field larger than field limit (1048576))" in message_of(read_prompts, path)
+    path.write_text(f"prompt\n{fits}\n")
+    assert len(read_prompts(path).records) == 1
+
+
 def test_broken_gzip(tmp_path: Path) -> None:
     rows = "".join(json.dumps({"prompt": f"{i} {'abcdefghij'[i % 10] * (i % 97)}"}) + "\n" for i in range(5000))
     packed = gzip.compress(rows.encode())
@@ -352,6 +378,22 @@ def test_json_lists_know_their_lines(tmp_path: Path) -> None:
     assert read_prompts(path).records == [Prompt("a"), Prompt("b")]
     path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')  # JSON lines under the wrong name
     assert read_prompts(path).records == [Prompt("a"), Prompt("b")]
+
+
+def test_json_lists_are_the_same_however_much_is_read_at_a_time(tmp_path: Path) -> None:
+    prompts = [f"{'é' * (i % 300)} \\ 😀 {i}" for i in range(2000)]
+    for indent, escaped in ((None, True), (2, False)):
+        path = tmp_path / "data.json"
+        text = json.dumps([{"prompt": prompt, "n": i * 10.5} for i, prompt in enumerate(prompts)], indent=indent, ensure_ascii=escaped)
+        path.write_text(text, encoding="utf-8-sig")
+        assert path.stat().st_size > 5 * 2**16
+        assert [prompt.text for prompt in read_prompts(path).records] == prompts
+    found = list(sources.rows(path))
+    assert [row.line for row in found if isinstance(row, sources.Row)] == [2 + 4 * i for i in range(2000)]
+    path.write_bytes(text.encode()[:-30])
+    assert f"{path}:7999: " in message_of(read_prompts, path)
+    path.write_bytes(text.encode()[:-30] + b"\xff")
+    assert f"{path}:7999: byte 0xff is not UTF-8" in message_of(read_prompts, path)
 
 
 def test_csv(tmp_path: Path) -> None:

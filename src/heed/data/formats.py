@@ -44,6 +44,8 @@ def layout_of(fields: object, layouts: Sequence[Layout]) -> Layout:
     found = next((layout for layout in layouts if _has(fields, layout)), None)
     if found in (RESPONSE, COMPLETION) and any(_has(fields, layout) for layout in LABELLED):
         raise Malformed("a response with a `label` of good or bad", "demonstrations or preferences: bad responses are not to be imitated")
+    if found == PROMPT and _has(fields, ("responses",)):
+        raise Malformed("`responses` without `ranks`", "`ranks` too, or a row with one `response` for each")
     if found is None:
         names = ", ".join(f"{name} (null)" if value is None else str(name) for name, value in fields.items())
         raise Malformed(f"the fields {names or '(none)'}", " or ".join(" + ".join(layout) for layout in layouts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import importlib
@@ -19,9 +20,10 @@ from heed.errors import UserError
 _SUFFIXES = ".jsonl, .json, .csv (each also .gz) or .parquet"
 _DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+(:\S+)?")
 _SPACE = re.compile(r"\s*")
+_JSON = json.JSONDecoder()
 _CSV_NUMBERS = ("label", "margin", "weight")
 MAX_LINE = 2**24
-"""Bytes of a line of JSON: a longer one is no row of training data, and would fill the memory."""
+"""Bytes of a line, a cell, or a row of JSON: a longer one is no training data, and would fill the memory."""
 
 
 class Malformed(ValueError):
@@ -96,15 +98,26 @@ def _decode(raw: bytes, line: int) -> str:
     try:
         return raw.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line += raw.count(b"\n", 0, error.start)
-        raise Malformed(f"byte 0x{raw[error.start]:02x} is not UTF-8", "text in UTF-8", line) from None
+        raise _not_utf8(error, line) from None
+
+
+def _not_utf8(error: UnicodeDecodeError, line: int) -> Malformed:
+    """What is wrong with bytes that begin in a line."""
+    line += error.object.count(b"\n", 0, error.start)
+    return Malformed(f"byte 0x{error.object[error.start]:02x} is not UTF-8", "text in UTF-8", line)
+
+
+def _lines(handle: IO[bytes], expected: str) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers; raises `Malformed` where one is longer than `MAX_LINE`."""
+    for line, raw in enumerate(iter(partial(handle.readline, MAX_LINE + 1), b""), start=1):
+        if len(raw) > MAX_LINE:
+            raise Malformed(f"over {MAX_LINE >> 20} MB without an end of line", expected, line)
+        yield line, raw
 
 
 def _jsonl(file: str) -> Iterator[Row | Problem]:
     with _open(file) as handle:
-        for line, raw in enumerate(iter(partial(handle.readline, MAX_LINE + 1), b""), start=1):
-            if len(raw) > MAX_LINE:
-                raise Malformed(f"over {MAX_LINE >> 20} MB without an end of line", "one JSON object per line", line)
+        for line, raw in _lines(handle, "one JSON object per line"):
             try:
                 text = _decode(raw, line)
                 if text.strip():
@@ -124,53 +137,97 @@ def _loads(text: str) -> object:
 
 def _json(file: str) -> Iterator[Row | Problem]:
     with _open(file) as handle:
-        text = _decode(handle.read(), 1)
-    at = _skip_space(text, 0)
-    if text.startswith("{", at):  # JSON lines often go by this name
+        text = _Text(handle)
+        first = text.next_sign()
+        if first == "[":
+            yield from _json_list(text)
+        elif first and first != "{":
+            raise text.wrong("no list")
+    if first == "{":  # JSON lines often go by this name
         yield from _jsonl(file)
-    elif text.startswith("[", at):
-        yield from _json_list(text, at)
-    elif at < len(text):
-        raise _misplaced(text, at)
 
 
-def _json_list(text: str, at: int) -> Iterator[Row]:
-    decoder, line, counted = json.JSONDecoder(), 1, 0
-    at = _skip_space(text, at + 1)
-    more = not text.startswith("]", at)
+def _json_list(text: _Text) -> Iterator[Row]:
+    text.at += 1
+    more = text.next_sign() != "]"
     while more:
-        line, counted = line + text.count("\n", counted, at), at
-        try:
-            fields, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise _misplaced(text, error.pos, error.msg) from None
-        except (ValueError, RecursionError) as error:
-            raise _misplaced(text, at, str(error)) from None
-        yield Row(line, fields)
-        at = _skip_space(text, at)
-        more = text.startswith(",", at)
+        line, _ = text.place(text.at)
+        yield Row(line, text.value())
+        more = text.next_sign() == ","
         if more:
-            at = _skip_space(text, at + 1)
-        elif not text.startswith("]", at):
-            raise _misplaced(text, at, "no comma or closing bracket")
-    if _skip_space(text, at + 1) < len(text):
-        raise _misplaced(text, _skip_space(text, at + 1), "something after the list")
+            text.at += 1
+            text.next_sign()
+        elif text.next_sign() != "]":
+            raise text.wrong("no comma or closing bracket")
+    text.at += 1
+    if text.next_sign():
+        raise text.wrong("something after the list")
 
 
-def _misplaced(text: str, at: int, found: str = "no list") -> Malformed:
-    line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
-    return Malformed(f"{found} at column {column}", "a JSON list of rows", line)
+class _Text:
+    """The text of a JSON file from `at`, to where it was read; no more of it is held than the value there needs."""
 
+    def __init__(self, file: IO[bytes]) -> None:
+        self.at = 0
+        self._text, self._file, self._decoder = "", file, codecs.getincrementaldecoder("utf-8-sig")()
+        self._line, self._begin, self._counted = 1, 0, 0  # the line at the place `_counted`, and where that line begins
 
-def _skip_space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
+    def next_sign(self) -> str:
+        """The next character that is no space, to which it goes; empty at the end."""
+        while True:
+            found = _SPACE.match(self._text, self.at)
+            self.at = found.end() if found else self.at
+            if self.at < len(self._text) or not self._read_on():
+                return self._text[self.at : self.at + 1]
+
+    def value(self) -> object:
+        """The value that begins here, after which it goes on."""
+        while True:
+            try:
+                value, end = _JSON.raw_decode(self._text, self.at)
+            except json.JSONDecodeError as error:
+                # A string that does not end, and a fault at the end of what was read, may be just that: not read yet.
+                cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - 12
+                if cut and len(self._text) - self.at > MAX_LINE:
+                    raise self.wrong(f"a row of over {MAX_LINE >> 20} MB") from None
+                if not cut or not self._read_on():
+                    raise self.wrong(error.msg, error.pos) from None
+            except (ValueError, RecursionError) as error:
+                raise self.wrong(str(error)) from None
+            else:
+                if end < len(self._text) or not self._read_on():
+                    self.at = end
+                    return value
+
+    def wrong(self, found: str, at: int | None = None) -> Malformed:
+        line, column = self.place(self.at if at is None else at)
+        return Malformed(f"{found} at column {column}", "a JSON list of rows", line)
+
+    def place(self, at: int) -> tuple[int, int]:
+        """Line and column; no place before one that was asked for."""
+        if lines := self._text.count("\n", self._counted, at):
+            self._line, self._begin = self._line + lines, self._text.rfind("\n", self._counted, at) + 1
+        self._counted = at
+        return self._line, at - self._begin + 1
+
+    def _read_on(self) -> bool:
+        """Read as much again, and forget what lies behind; false at the end of the file."""
+        raw = self._file.read(max(2**16, len(self._text) - self.at))
+        try:
+            text = self._decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(error, self._line + self._text.count("\n", self._counted)) from None
+        if raw:
+            self.place(self.at)
+            self._text = self._text[self.at :] + text
+            self._begin, self._counted, self.at = self._begin - self.at, 0, 0
+        return bool(raw)
 
 
 def _csv(file: str) -> Iterator[Row | Problem]:
-    csv.field_size_limit(2**31 - 1)  # a transcript may well be longer than the 128 KiB that the module allows
+    csv.field_size_limit(MAX_LINE)  # a transcript may well be longer than the 128 KiB that the module allows
     with _open(file) as handle:
-        table = csv.reader((_decode(raw, line) for line, raw in enumerate(handle, start=1)), strict=True)
+        table = csv.reader((_decode(raw, line) for line, raw in _lines(handle, "comma-separated cells")), strict=True)
         header, line = None, 1
         try:
             for cells in table:

@@ -25,6 +25,8 @@ from heed.records import Demonstration, PreferencePair, Prompt, Ranking, Respons
 
 MAX_UNPACKED = 256 * 2**20
 """Bytes of the data in an upload, however small it was packed."""
+MAX_ROWS = 250_000
+"""Of a file: all of them are in memory before any is added."""
 _NAME = re.compile(r"(\.jsonl|\.json|\.csv)(\.gz)?$|(\.parquet)$", re.IGNORECASE)
 _KINDS = "a file ending in .jsonl, .json, .csv (each also .gz) or .parquet"
 
@@ -67,7 +69,9 @@ def read_data(path: Path, name: str = "") -> Data:
     alone: dict[Prompt, Found] = {}
     skipped: Counter[str] = Counter()
     style = ""
-    for row in _rows(path, name):
+    for count, row in enumerate(_rows(path, name), start=1):
+        if count > MAX_ROWS:
+            raise UserError(f"more than {MAX_ROWS:,} rows", file=name, expected="fewer", fix="split the file")
         if isinstance(row, Problem):
             skipped[row.message] += 1
             continue
