@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from heed.cli.label import sampler_words
 from heed.cli.main import main
+from heed.cli.sample_prompts import SamplePrompts
 from heed.feedback.database import Database
 from heed.feedback.projects import Projects, ProjectSettings
 from heed.feedback.store import FeedbackStore
@@ -135,7 +137,7 @@ def test_faults_are_told_in_one_line(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_sampler_begins_and_ends_with_the_server(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt.text}) + "\n" for prompt in PROMPTS))
-    with serving(tmp_path, "--data", "prompts.jsonl", "--project", "tone", "--policy", "testbed") as app:
+    with serving(tmp_path, "--data", "prompts.jsonl", "--project=-tone", "--policy", "testbed") as app:
         assert any("40 new prompts wait for a policy" in line for line in app.told)
         database = Database(tmp_path / "feedback.db")
         until(lambda: sum(models(database).values()) >= 1)
@@ -148,6 +150,14 @@ def test_a_sampler_begins_and_ends_with_the_server(tmp_path: Path, number: signa
     batch = WaitingPrompts(database).take(1, 100)
     assert batch is not None
     assert len(batch.prompts) == count
+
+
+@pytest.mark.parametrize("name", ["tone", "-tone", "--once", "--", "-1", "-h", "--my_tone=x y"])
+def test_the_servers_sampler_gets_the_project_whatever_its_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    started: list[SamplePrompts] = []
+    monkeypatch.setattr(SamplePrompts, "__call__", lambda command: started.append(command))
+    assert main(sampler_words("-team.db", name, "-run")) == 0
+    assert started == [SamplePrompts(database="-team.db", project=name, policy="-run")]
 
 
 def test_prompts_without_a_policy_wait_and_the_command_says_what_answers_them(tmp_path: Path) -> None:

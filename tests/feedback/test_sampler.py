@@ -183,6 +183,73 @@ def test_an_answer_that_fails_gives_its_prompts_back(desk: Desk) -> None:
     assert len(batch.prompts) == 20
 
 
+def refuses(desk: Desk, *refused: Prompt, checkpoint: str = "first") -> None:
+    """Have a checkpoint refuse these prompts, alone or together with others."""
+    answers = desk.policies.load
+
+    def load(found: Checkpoint) -> Respond:
+        respond = answers(found)
+
+        def picky(prompts: Sequence[Prompt], num_responses: int) -> list[list[str]]:
+            if found.path == checkpoint and any(prompt in refused for prompt in prompts):
+                raise UserError("a system message")
+            return respond(prompts, num_responses)
+
+        return picky
+
+    desk.sampler.load = load
+
+
+def test_a_prompt_that_the_policy_refuses_is_left_out_and_the_others_of_its_batch_are_answered(desk: Desk) -> None:
+    refuses(desk, PROMPTS[0], PROMPTS[12])
+    desk.sampler.run(ahead=1, once=True)
+    assert desk.models() == [""] + ["first"] * 11 + [""] + ["first"] * 7
+    assert desk.waiting.count(desk.project.id) == 0
+    assert [line for line in desk.told if line.startswith("left out")] == [f"left out: '{n}?': a system message" for n in (0, 12)]
+    assert sum(line.startswith("7 new items, 1 prompts left out: the policy refuses them") for line in desk.told) == 2
+    assert desk.waiting.add(desk.project.id, PROMPTS, None).new == 2
+
+
+def test_a_policy_that_answers_nothing_of_the_first_batch_stops_the_sampler_and_no_prompt_is_lost(desk: Desk) -> None:
+    refuses(desk, *PROMPTS[:8])
+    with pytest.raises(UserError, match="the policy answers no prompt: a system message; name another policy, or clear the prompts"):
+        desk.sampler.run(ahead=20)
+    batch = desk.waiting.take(desk.project.id, 100)
+    assert batch is not None
+    assert batch.prompts == tuple(PROMPTS)
+
+
+def test_a_batch_that_is_refused_whole_is_left_out_where_the_policy_still_answers_what_was_answered(desk: Desk) -> None:
+    refuses(desk, *PROMPTS[8:16])
+    desk.sampler.run(ahead=1, once=True)
+    assert desk.models() == ["first"] * 8 + [""] * 8 + ["first"] * 4
+    assert desk.waiting.count(desk.project.id) == 0
+
+
+def test_a_sampler_that_starts_anew_leaves_a_lone_prompt_out_as_others_were_answered_before(desk: Desk, naps: list) -> None:
+    with pytest.raises(Interrupted):
+        desk.sampler.run(ahead=3)
+    desk.sampler = Sampler(desk.waiting, desk.project.id, lambda: desk.policies.newest, desk.policies.load, {}, desk.told.append)
+    refuses(desk, PROMPTS[3])
+    with pytest.raises(Interrupted):
+        desk.sampler.run(ahead=4)
+    assert desk.models() == ["first"] * 3 + ["", "first"] + [""] * 15
+
+
+def test_a_later_checkpoint_that_refuses_everything_stops_the_sampler_and_no_prompt_is_lost(desk: Desk, naps: list) -> None:
+    refuses(desk, *PROMPTS, checkpoint="second")
+
+    def replace() -> None:
+        desk.policies.newest = Checkpoint("second", "2")
+        desk.team.work(desk.project.id, desk.team.annotator("ann"), 1)
+
+    naps += [replace]
+    with pytest.raises(UserError, match="the policy answers no prompt"):
+        desk.sampler.run(ahead=5)
+    assert desk.models() == ["first"] * 5 + [""] * 15
+    assert desk.waiting.count(desk.project.id) == 15
+
+
 def test_prompts_are_tried_again_until_responses_differ_and_not_for_ever(desk: Desk) -> None:
     asked: dict[str, int] = {}
 

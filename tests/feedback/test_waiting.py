@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from time import sleep
 
 import pytest
 from sqlalchemy import select
@@ -160,6 +162,96 @@ def test_of_two_that_answer_a_prompt_only_the_first_counts(team: Team, project: 
     assert {r.model for r in FeedbackStore(team.database).responses(PROMPTS[0])} == {"quick"}
     assert {r.model for r in FeedbackStore(team.database).responses(PROMPTS[1])} == {"slow"}
     assert len(items(team)) == 2
+
+
+def log(team: Team, action: str) -> list[tuple[int | None, dict]]:
+    with team.database.read() as session:
+        rows = session.scalars(select(AuditRow).where(AuditRow.action == action).order_by(AuditRow.id))
+        return [(row.account_id, row.detail) for row in rows]
+
+
+def test_cleared_prompts_wait_no_more_and_others_are_as_they_were(team: Team, project: Project, waiting: WaitingPrompts) -> None:
+    other, lead = team.project("other", items=0), team.annotator("lea")
+    waiting.add(other.id, PROMPTS, None)
+    batch = take(waiting, project, 2)
+    waiting.answer(batch, said(batch))
+    assert waiting.clear(project.id, lead) == 8
+    assert waiting.take(project.id, 100) is None
+    assert (waiting.count(project.id), waiting.count(other.id), len(items(team))) == (0, 10, 2)
+    assert waiting.clear(project.id, lead) == 0
+    assert log(team, "prompts.clear") == [(lead, {"project": project.id, "cleared": count}) for count in (8, 0)]
+    with pytest.raises(NotFound):
+        waiting.clear(99, lead)
+
+
+def test_cleared_prompts_may_be_added_again_and_answered_ones_not(team: Team, project: Project, waiting: WaitingPrompts) -> None:
+    batch = take(waiting, project, 2)
+    waiting.answer(batch, said(batch))
+    waiting.clear(project.id, None)
+    assert waiting.add(project.id, PROMPTS[:4], None) == AddedPrompts(new=2, known=2)
+    again = take(waiting, project, 100)
+    assert again.prompts == tuple(PROMPTS[2:4])
+    assert waiting.answer(again, said(again)).new == 2
+
+
+def test_what_is_said_of_prompts_that_were_cleared_meanwhile_is_dropped(team: Team, project: Project, waiting: WaitingPrompts) -> None:
+    batch = take(waiting, project, 3)
+    waiting.clear(project.id, None)
+    waiting.add(project.id, PROMPTS[:1], None)  # this one waits again
+    assert waiting.answer(batch, said(batch)) == Added(new=1, known=0, too_few=0, left_over=0)
+    waiting.give_back(batch)
+    assert [item.prompt_id for item in items(team)] == [PROMPTS[0].id]
+    assert FeedbackStore(team.database).responses(PROMPTS[1]) == []
+    assert waiting.count(project.id) == 0
+
+
+def test_prompts_that_are_cleared_while_samplers_are_at_them_are_answered_or_cleared(team: Team, location: str) -> None:
+    project, own, done = team.project("busy", items=0), WaitingPrompts(team.database), Event()
+
+    def sample(name: str) -> int:
+        waiting, made = WaitingPrompts(Database(location)), 0
+        while not done.is_set():
+            if (batch := waiting.take(project.id, 3)) is not None:
+                made += waiting.answer(batch, said(batch, model=name)).new
+                waiting.give_back(batch)
+        waiting.database.close()
+        return made
+
+    with ThreadPoolExecutor(3) as pool:
+        samplers = [pool.submit(sample, name) for name in "abc"]
+        cleared = 0
+        for number in range(10):
+            own.add(project.id, [Prompt(f"many {number} {i}") for i in range(8)], None)
+            while own.count(project.id) == 8:
+                sleep(0.001)
+            cleared += own.clear(project.id, None)
+        done.set()
+        made = sum(sampler.result() for sampler in samplers)
+    assert made + cleared == 80
+    assert made > 10
+    assert len(items(team)) == made
+    assert own.count(project.id) == 0
+
+
+def test_a_prompt_that_the_policy_refuses_is_left_out_and_may_be_added_again(team: Team, project: Project, waiting: WaitingPrompts) -> None:
+    batch = take(waiting, project, 3)
+    responses = said(batch)
+    assert waiting.answer(batch, [responses[0], UserError("too long", expected="less"), responses[2]]).new == 2
+    assert waiting.count(project.id) == 7
+    assert [item.prompt_id for item in items(team)] == [PROMPTS[0].id, PROMPTS[2].id]
+    assert log(team, "prompts.refuse") == [(None, {"project": project.id, "prompt": "1?", "why": "too long; expected less"})]
+    assert waiting.add(project.id, PROMPTS[:3], None) == AddedPrompts(new=1, known=2)
+
+
+def test_the_prompt_that_was_answered_last_is_known(team: Team, project: Project, waiting: WaitingPrompts) -> None:
+    other = team.project("other", items=0)
+    assert waiting.last_answered(project.id) is None
+    for prompt in PROMPTS[:2]:
+        team.clock.advance(minutes=1)
+        batch = take(waiting, project, 1)
+        waiting.answer(batch, said(batch))
+        assert waiting.last_answered(project.id) == prompt
+    assert waiting.last_answered(other.id) is None
 
 
 def test_an_answer_that_fails_changes_nothing(team: Team, project: Project, waiting: WaitingPrompts) -> None:

@@ -117,6 +117,7 @@ LEADS = [
     ("POST", "/projects/1/items"),
     ("GET", "/projects/1/items"),
     ("POST", "/projects/1/prompts"),
+    ("DELETE", "/projects/1/prompts"),
     ("POST", "/items/1/decisions"),
     ("GET", "/projects/1/disputes"),
     ("GET", "/projects/1/export/pairs"),
@@ -217,7 +218,7 @@ def test_items_are_added_once_and_read_page_by_page(program: MakeProgram):
     assert item["gold"] == [1, 2]
     assert item["responses"][0] == {"text": "Hi", "sources": [{"model": "m", "sampling": {"temperature": 0.5}, "run": "r"}]}
     counts = lea.get(path).json()["counts"]
-    assert counts == {"items": 5, "gold": 1, "waiting": 4, "open": 0, "answers": 0, "skips": 0}
+    assert counts == {"items": 5, "gold": 1, "waiting": 4, "waiting_prompts": 0, "open": 0, "answers": 0, "skips": 0}
 
 
 @pytest.mark.parametrize("gold", [[1], [1, 2, 3], [2, 2], [0, 1], [1, 3]])
@@ -515,3 +516,19 @@ def test_prompts_wait_for_a_policy(program: MakeProgram, project: Project, datab
         assert lea.post(path, json={"prompts": [{"prompt": prompt}]}).status_code == 422
     assert lea.post("/projects/99/prompts", json=body).status_code == 404
     assert lea.post(path, json={"prompts": []}).status_code == 422
+
+
+def test_waiting_prompts_are_counted_cleared_and_wait_again_when_they_are_added_again(program: MakeProgram, project: Project):
+    lea, path = program("Lea", "lead"), f"/projects/{project.id}"
+    body = {"prompts": [{"prompt": "Why?"}, {"prompt": "How?"}]}
+    lea.post(f"{path}/prompts", json=body)
+    assert lea.get(path).json()["counts"]["waiting_prompts"] == 2
+    cleared = lea.delete(f"{path}/prompts")
+    assert (cleared.status_code, cleared.json()) == (200, {"cleared": 2})
+    counts = lea.get(path).json()["counts"]
+    assert (counts["waiting_prompts"], counts["items"]) == (0, 5)
+    assert lea.delete(f"{path}/prompts").json() == {"cleared": 0}
+    assert lea.post(f"{path}/prompts", json=body).json() == {"new": 2, "known": 0, "waiting": 2}
+    assert lea.delete("/projects/99/prompts").status_code == 404
+    newest = program("Olga", "owner").get("/audit", params={"action": "prompts.clear"}).json()["entries"]
+    assert [(entry["by"], entry["detail"]["cleared"]) for entry in newest] == [("Lea", 0), ("Lea", 2)]

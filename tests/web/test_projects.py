@@ -345,12 +345,35 @@ def test_prompts_alone_wait_for_a_policy_and_the_page_says_how_to_start_one(lead
     told = text_of(upload(lead, project, rows).text)
     assert "New prompts, from rows of prompt (text), which wait for a policy to answer them: 2" in told
     assert "2 prompts wait for a policy" in told
-    assert "heed feedback sample DATABASE &#39;Kind answers&#39; --policy FOLDER" in told
+    assert "heed feedback sample --policy FOLDER DATABASE &#39;Kind answers&#39;" in told
     assert "were answered by a policy, or came twice: 2" in text_of(upload(lead, project, rows).text)
     assert len(items(database)) == 5
     assert WaitingPrompts(database).count(project.id) == 2
     for path in (f"/projects/{project.id}", f"/projects/{project.id}/live"):
         assert "2 prompts wait for a policy" in text_of(lead.get(path).text)
+
+
+def test_the_command_of_a_project_whose_name_begins_with_a_dash_takes_it_for_no_option(lead: Person, database: Database) -> None:
+    project = Projects(database).create("-x", ProjectSettings(), None)
+    told = text_of(upload(lead, project, row_of([{"prompt": "Why?"}])).text)
+    assert "heed feedback sample --policy FOLDER -- DATABASE -x" in told
+
+
+def test_a_lead_clears_waiting_prompts_on_the_import_page(lead: Person, person: Join, project: Project, database: Database) -> None:
+    page, clear = f"/projects/{project.id}/import", f"/projects/{project.id}/prompts/clear"
+    assert clear not in lead.get(page).text
+    upload(lead, project, row_of([{"prompt": "Why?"}, {"prompt": "How?"}]))
+    assert f'action="{clear}"' in lead.get(page).text
+    assert person("Ann", "annotator").submit(clear).status_code == 403
+    assert lead.submit(clear, {"csrf": "forged"}).status_code == 403
+    assert WaitingPrompts(database).count(project.id) == 2
+    done = lead.submit(clear)
+    assert (done.status_code, done.headers["location"]) == (303, page)
+    assert WaitingPrompts(database).count(project.id) == 0
+    assert clear not in lead.get(page).text
+    assert len(items(database)) == 5
+    assert lead.submit("/projects/99/prompts/clear").status_code == 404
+    assert "which wait for a policy to answer them: 1" in text_of(upload(lead, project, row_of([{"prompt": "Why?"}])).text)
 
 
 def test_of_a_file_that_is_refused_no_prompt_waits(lead: Person, project: Project, database: Database) -> None:
@@ -369,13 +392,13 @@ def test_conversations_with_and_without_a_response_become_items_and_wait(lead: P
     assert "New prompts, from rows of messages (conversations), which wait for a policy to answer them: 1" in told
 
 
-def test_who_has_nothing_left_is_told_that_more_will_come_and_when_it_is_there(person: Join, database: Database) -> None:
+def test_who_has_nothing_left_is_told_how_many_prompts_wait_and_when_more_is_there(person: Join, database: Database) -> None:
     project = Projects(database).create("P", ProjectSettings(num_responses=2), None)
     waiting, annotator = WaitingPrompts(database), person("Ann", "annotator")
     assert "All done" in annotator.get(f"/projects/{project.id}/label").text
     waiting.add(project.id, [Prompt("Why?")], None)
     page = annotator.get(f"/projects/{project.id}/label").text
-    assert "More will come" in page
+    assert "In P, 1 prompt still waits for responses" in text_of(page)
     assert f'hx-get="/projects/{project.id}/more"' in page
     asked = annotator.get(f"/projects/{project.id}/more")
     assert (asked.status_code, "hx-refresh" in asked.headers) == (204, False)
@@ -385,6 +408,18 @@ def test_who_has_nothing_left_is_told_that_more_will_come_and_when_it_is_there(p
     assert annotator.get(f"/projects/{project.id}/more").headers["hx-refresh"] == "true"
     assert "Why?" in annotator.get(f"/projects/{project.id}/label").text
     assert person("Vic", "viewer").get(f"/projects/{project.id}/more").status_code == 403
+
+
+def test_the_page_of_who_has_nothing_left_is_loaded_again_when_no_prompt_waits_any_more(person: Join, database: Database) -> None:
+    project = Projects(database).create("P", ProjectSettings(num_responses=2), None)
+    waiting, annotator = WaitingPrompts(database), person("Ann", "annotator")
+    waiting.add(project.id, [Prompt("Why?"), Prompt("How?")], None)
+    assert "In P, 2 prompts still wait for responses" in text_of(annotator.get(f"/projects/{project.id}/label").text)
+    waiting.clear(project.id, None)
+    assert annotator.get(f"/projects/{project.id}/more").headers["hx-refresh"] == "true"
+    page = annotator.get(f"/projects/{project.id}/label").text
+    assert "All done" in page
+    assert "hx-get" not in page  # or it would load itself again and again
 
 
 HALF = row_of([RANKING])[:-10]

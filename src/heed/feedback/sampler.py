@@ -10,7 +10,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from heed.errors import Interrupted, UserError
-from heed.feedback.waiting import Batch, WaitingPrompts
+from heed.feedback.waiting import Batch, WaitingPrompts, opening
 from heed.records import Prompt, Response
 
 POLL_SECONDS = 2.0
@@ -60,8 +60,8 @@ class Sampler:
     def run(self, *, ahead: int, once: bool = False) -> None:
         """Keep `ahead` items waiting that no annotator has begun, until a signal; with `once`, answer all that waits and return.
 
-        SIGINT and SIGTERM give a batch that is under way back and raise Interrupted. UserError where the first checkpoint does not load, or
-        cannot answer the prompts.
+        SIGINT and SIGTERM give a batch that is under way back and raise Interrupted. A prompt that the policy refuses is left out.
+        UserError where the first checkpoint does not load, or where one refuses all of a batch and what was answered before it.
         """
         resting = False
         with _stoppable() as stop:
@@ -99,27 +99,51 @@ class Sampler:
         try:
             with stop.allowed():
                 sampled = self._sample(batch)
+            refused = [(prompt, found) for prompt, found in zip(batch.prompts, sampled, strict=True) if isinstance(found, UserError)]
+            if len(refused) == len(batch.prompts):
+                self._check_policy(refused[0][1], stop)
             added = self.waiting.answer(batch, sampled)
         finally:
             self.waiting.give_back(batch)  # nothing, where all was answered
+        for prompt, error in refused:
+            self.say(f"left out: {opening(prompt)!r}: {error}")
         few = f", {added.too_few} prompts left out: their responses are all alike" if added.too_few else ""
-        self.say(f"{added.new} new items{few}; {self._told()}")
+        refusals = f", {len(refused)} prompts left out: the policy refuses them" if refused else ""
+        self.say(f"{added.new} new items{few}{refusals}; {self._told()}")
 
-    def _sample(self, batch: Batch) -> list[list[Response]]:
-        """Responses to each prompt; where they are too much alike, others are tried."""
+    def _check_policy(self, error: UserError, stop: _Stop) -> None:
+        """Raise UserError unless a policy that refuses all of a batch answers what was answered last: then the prompts are at fault."""
+        answered = self.waiting.last_answered(self.project_id)
+        with stop.allowed():
+            if answered is None or isinstance(self._ask([answered], 1)[0], UserError):
+                raise UserError(
+                    f"the policy answers no prompt: {error}", fix="name another policy, or clear the prompts on the import page"
+                )
+
+    def _sample(self, batch: Batch) -> list[list[Response] | UserError]:
+        """Responses to each prompt, or why the policy refuses it; where they are too much alike, others are tried."""
         assert self._checkpoint is not None
-        assert self._respond is not None
-        texts: list[list[str]] = [[] for _ in batch.prompts]
+        texts: list[list[str] | UserError] = [[] for _ in batch.prompts]
         for _ in range(TRIES):
-            alike = [index for index, found in enumerate(texts) if len(set(found)) < batch.num_different]
+            alike = [(i, found) for i, found in enumerate(texts) if isinstance(found, list) and len(set(found)) < batch.num_different]
             if not alike:
                 break
-            responses = self._respond([batch.prompts[index] for index in alike], batch.num_responses)
-            for index, new in zip(alike, responses, strict=True):
-                # A model may write any character, and databases keep all but one.
-                texts[index] += [text.replace("\0", "\N{REPLACEMENT CHARACTER}") for text in new]
+            answers = self._ask([batch.prompts[index] for index, _ in alike], batch.num_responses)
+            for (index, before), new in zip(alike, answers, strict=True):
+                texts[index] = new if isinstance(new, UserError) else before + new
         source = {"model": self._checkpoint.path, "sampling": self.sampling, "run": self._checkpoint.run}
-        return [[Response(text, **source) for text in list(dict.fromkeys(found))[: batch.num_responses]] for found in texts]
+        different = [found if isinstance(found, UserError) else list(dict.fromkeys(found))[: batch.num_responses] for found in texts]
+        return [found if isinstance(found, UserError) else [Response(text, **source) for text in found] for found in different]
+
+    def _ask(self, prompts: Sequence[Prompt], num_responses: int) -> list[list[str] | UserError]:
+        """Texts for each prompt, or why the policy refuses it: where it refuses several, one at a time tells which."""
+        assert self._respond is not None
+        try:
+            responses = self._respond(prompts, num_responses)
+        except UserError as error:
+            return [error] if len(prompts) == 1 else [self._ask([prompt], num_responses)[0] for prompt in prompts]
+        # A model may write any character, and databases keep all but one.
+        return [[text.replace("\0", "\N{REPLACEMENT CHARACTER}") for text in texts] for texts in responses]
 
     def _told(self) -> str:
         return f"{self.waiting.count(self.project_id):,} prompts wait"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Select, func, insert, select, update
+from sqlalchemy import Select, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from heed.errors import UserError
@@ -64,6 +64,28 @@ class WaitingPrompts:
         with self.database.read() as session:
             return session.scalar(_unanswered(project_id).with_only_columns(func.count())) or 0
 
+    def clear(self, project_id: int, by: int | None) -> int:
+        """Let no prompt wait any more, and return how many did; those answered stay so, and each of the others may be added again.
+
+        What a sampler says afterwards of prompts that it is at becomes no item, unless they wait again by then.
+        """
+        with self.database.write() as session:
+            take_turns(session, "texts")
+            find_project(session, project_id)
+            unanswered = WaitingPromptRow.project_id == project_id, WaitingPromptRow.answered_at.is_(None)
+            cleared = len(session.scalars(delete(WaitingPromptRow).where(*unanswered).returning(WaitingPromptRow.id)).all())
+            audit(session, by, "prompts.clear", project=project_id, cleared=cleared)
+            return cleared
+
+    def last_answered(self, project_id: int) -> Prompt | None:
+        """The prompt that a policy has answered last, if any was."""
+        answered = select(WaitingPromptRow.prompt_id).where(
+            WaitingPromptRow.project_id == project_id, WaitingPromptRow.answered_at.is_not(None)
+        )
+        with self.database.read() as session:
+            found = session.scalar(answered.order_by(WaitingPromptRow.answered_at.desc()).limit(1))
+            return None if found is None else _prompts(session, [found])[0]
+
     def take(self, project_id: int, most: int, ahead: int | None = None) -> Batch | None:
         """The next prompts, at most `most`, which no other sampler gets meanwhile; None where there is nothing to do.
 
@@ -95,21 +117,36 @@ class WaitingPrompts:
         own = WaitingPromptRow.project_id == batch.project_id, WaitingPromptRow.taken_until == batch.taken_until
         prompts = WaitingPromptRow.prompt_id.in_([prompt.id for prompt in batch.prompts])
         with self.database.write() as session:
+            take_turns(session, "texts")
             session.execute(update(WaitingPromptRow).where(*own, prompts).values(taken_until=None))
 
-    def answer(self, batch: Batch, responses: Sequence[Sequence[Response]]) -> Added:
-        """Make items of the responses to each prompt of a batch, unless another sampler, who took it when its time was up, has answered it.
+    def answer(self, batch: Batch, responses: Sequence[Sequence[Response] | UserError]) -> Added:
+        """Make items of the responses to each prompt of a batch that still waits: nobody has cleared it, and no other sampler, who took it
+        when its time was up, has answered it.
 
-        A prompt with too few different responses is counted, and waits no more.
+        A prompt with too few different responses is counted, and waits no more. Nor does one that has an error for responses, as the policy
+        refused it; it may be added again.
         """
         sampled = dict(zip((prompt.id for prompt in batch.prompts), zip(batch.prompts, responses, strict=True), strict=True))
         left = _unanswered(batch.project_id).where(WaitingPromptRow.prompt_id.in_(sampled))
         with self.database.write() as session:
             take_turns(session, "texts")
             rows = session.scalars(left.order_by(WaitingPromptRow.id).with_for_update()).all()
+            answered = list[tuple[Prompt, Sequence[Response]]]()
             for row in rows:
-                row.answered_at, row.taken_until = self.clock(), None
-            return add_project_items(session, batch.project_id, [sampled[row.prompt_id] for row in rows], None)
+                prompt, found = sampled[row.prompt_id]
+                if isinstance(found, UserError):
+                    session.delete(row)
+                    audit(session, None, "prompts.refuse", project=batch.project_id, prompt=opening(prompt), why=str(found))
+                else:
+                    row.answered_at, row.taken_until = self.clock(), None
+                    answered.append((prompt, found))
+            return add_project_items(session, batch.project_id, answered, None)
+
+
+def opening(prompt: Prompt) -> str:
+    """How a prompt begins: enough for a person to know it by."""
+    return prompt.display()[:60]
 
 
 def add_prompts(session: Session, project_id: int, prompts: Sequence[Prompt], by: int | None) -> AddedPrompts:

@@ -175,6 +175,8 @@ class Counts(_Model):
     """Items whose right answer is known."""
     waiting: int
     """Answers that are still wanted of items that are not gold."""
+    waiting_prompts: int
+    """Prompts that no policy has answered yet."""
     open: int
     """Tasks that annotators have before them."""
     answers: int
@@ -270,6 +272,13 @@ class AddedPrompts(_Model):
     """Prompts that waited already, were answered before, or came twice."""
     waiting: int
     """Prompts of the project that wait for a policy now."""
+
+
+class ClearedPrompts(_Model):
+    """What came of clearing prompts."""
+
+    cleared: int
+    """Prompts that waited, and wait no more."""
 
 
 class AddedItems(_Model):

@@ -25,6 +25,7 @@ from heed.feedback.schema import (
     SourceRow,
 )
 from heed.feedback.tasks import Answer
+from heed.feedback.waiting import WaitingPrompts
 from heed.records import Message
 from heed.web.api_models import Counts, Decision, GivenAnswer, Item, LearningCurve, Source, SourcedResponse, Text
 
@@ -37,13 +38,22 @@ def counts(database: Database, project_id: int) -> Counts:
         .select_from(AnswerRow)
         .join(ItemRow, ItemRow.id == AnswerRow.item_id)
     )
+    waiting_prompts = WaitingPrompts(database).count(project_id)
     with database.read() as session:
         items, gold, waiting = session.execute(
             select(func.count(), func.count(ItemRow.gold), func.coalesce(func.sum(ItemRow.remaining), 0)).where(own)
         ).one()
         standing, skips = session.execute(said.where(own, AnswerRow.undone_at.is_(None))).one()
         leased = select(func.count()).select_from(LeaseRow).join(ItemRow, ItemRow.id == LeaseRow.item_id).where(own, OPEN)
-        return Counts(items=items, gold=gold, waiting=waiting, open=session.scalar(leased) or 0, answers=standing - skips, skips=skips)
+        return Counts(
+            items=items,
+            gold=gold,
+            waiting=waiting,
+            waiting_prompts=waiting_prompts,
+            open=session.scalar(leased) or 0,
+            answers=standing - skips,
+            skips=skips,
+        )
 
 
 def learning_curves(database: Database, project_id: int) -> list[LearningCurve]:

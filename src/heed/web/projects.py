@@ -113,11 +113,17 @@ def import_data(request: Request, site: AnySite, me: Lead, project_id: Id, form:
     return _import_page(request, site, project, told=told)
 
 
+@router.post("/projects/{project_id}/prompts/clear")
+def clear_prompts(site: AnySite, me: Lead, project_id: Id, form: Form) -> Response:
+    WaitingPrompts(site.database).clear(project_id, me.id)
+    return go(f"/projects/{project_id}/import")
+
+
 @router.get("/projects/{project_id}/more")
 def more(site: AnySite, me: Labeller, project_id: Id) -> Response:
-    """Asked by the page of an annotator who has nothing left: loads it again once there is something."""
-    left = site.tasks.progress(project_id, me.id).left
-    return Response(status_code=204, headers={"HX-Refresh": "true"} if left else {})
+    """Asked by the page of an annotator who has nothing left: loads it again once there is something, or no prompt waits any more."""
+    stays = not site.tasks.progress(project_id, me.id).left and WaitingPrompts(site.database).count(project_id)
+    return Response(status_code=204, headers={} if stays else {"HX-Refresh": "true"})
 
 
 def _import(site: Site, project: Project, form: FormData, pasted: str, me: Account) -> list[str]:
@@ -152,6 +158,7 @@ def _import(site: Site, project: Project, form: FormData, pasted: str, me: Accou
 def _import_page(
     request: Request, site: Site, project: Project, *, error: UserError | None = None, told: list[str] | None = None, pasted: str = ""
 ) -> HTMLResponse:
+    dashes = "-- " if project.name.startswith("-") else ""
     context = {
         "project": project,
         "error": error,
@@ -159,7 +166,7 @@ def _import_page(
         "pasted": pasted,
         "most": MAX_UNPACKED // 2**20,
         "waiting": WaitingPrompts(site.database).count(project.id),
-        "command": f"heed feedback sample DATABASE {shlex.quote(project.name)} --policy FOLDER",
+        "command": f"heed feedback sample --policy FOLDER {dashes}DATABASE {shlex.quote(project.name)}",
     }
     return render(request, "import.html.j2", status=_status(error), **context)
 
