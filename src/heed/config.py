@@ -8,6 +8,7 @@ import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -130,7 +131,7 @@ def _build(cls: type[T], values: object, document: Document, path: KeyPath) -> T
     if not isinstance(values, Mapping):
         raise document.error(path, f"{_dotted(path) or 'the document'} is {values!r}", expected="a mapping of keys to values")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     for key in values:
         if key not in fields:
             close = get_close_matches(str(key), fields, n=1, cutoff=0.5)
@@ -155,9 +156,13 @@ def _value(hint: Any, value: object, document: Document, path: KeyPath) -> Any:
         return _build(nested, value, document, path)  # type: ignore[arg-type]
     try:
         # Through JSON, because strict JSON takes lists for tuples, text for paths and whole numbers for floats, and nothing else.
-        return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+        return _reader(hint).validate_json(json.dumps(value), strict=True)
     except (ValidationError, TypeError):
         raise document.error(path, f"{_dotted(path)} is {value!r}", expected=_words(hint)) from None
+
+
+# Kept, for a server reads a project's settings with every request.
+_hints, _reader = cache(get_type_hints), cache(TypeAdapter[Any])
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

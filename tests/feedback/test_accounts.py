@@ -190,6 +190,13 @@ def test_invitations_that_have_expired_are_cleared_away(accounts: Accounts, data
         assert session.query(InvitationRow).count() == 2
 
 
+def test_of_links_for_the_first_owner_the_last_alone_is_good(accounts: Accounts) -> None:
+    earlier, last = accounts.invite_first_owner(), accounts.invite_first_owner()
+    with pytest.raises(NotFound):
+        accounts.accept(earlier, "Mallory", PASSWORD)
+    assert accounts.accept(last, "Olga", PASSWORD).role == "owner"
+
+
 def test_no_hash_is_computed_for_strangers_without_an_invitation(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_hasher", None)
     with pytest.raises(NotFound):

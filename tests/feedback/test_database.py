@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from heed.errors import UserError
 from heed.feedback.database import Database, config_of
-from heed.feedback.schema import AuditRow, Base
+from heed.feedback.schema import AuditRow, Base, ProjectRow
 from heed.feedback.store import FeedbackStore
 from heed.records import Judgement, Prompt, Response
 
@@ -106,6 +107,19 @@ def test_many_who_open_a_new_database_at_once_make_its_tables_once(location: str
     assert [differences(database) for database in found] == [[]] * 4
     for database in found:
         database.close()
+
+
+def test_a_new_file_is_for_no_other_user_of_the_machine(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    with closing(Database(path)) as database, database.write() as session:
+        session.add(ProjectRow(name="Mine", settings={}, revision=1))
+        session.flush()
+        assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == dict.fromkeys(
+            ("new.db", "new.db-shm", "new.db-wal"), 0o600
+        )
+    path.chmod(0o640)
+    Database(path).close()
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_what_a_block_reads_is_of_one_moment(database: Database) -> None:

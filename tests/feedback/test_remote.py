@@ -133,7 +133,7 @@ def test_what_the_server_refuses_is_told_in_its_words(database: Database, server
         RemoteProject(server, "heed_wrong", project).next()
     with pytest.raises(NotFound):
         RemoteProject(server, key, 99).next()
-    with pytest.raises(UserError, match="a viewer may not"):
+    with pytest.raises(UserError, match="the role viewer may not"):
         RemoteProject(server, key_of(database, "Vic", "viewer"), project).next()
 
 

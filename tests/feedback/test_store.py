@@ -161,7 +161,7 @@ def test_what_is_no_store_is_told_in_one_line(tmp_path: Path):
     (tmp_path / "text.db").write_text("these are just words, and rather more of them than a header would hold\n" * 20)
     with pytest.raises(UserError, match="file is not a database"):
         FeedbackStore(tmp_path / "text.db")
-    with pytest.raises(UserError, match="cannot make the folder"):
+    with pytest.raises(UserError, match="cannot make it"):
         FeedbackStore(tmp_path / "text.db" / "below" / "f.db")
     with pytest.raises(UserError, match="expected a file or a URL"):
         FeedbackStore("nonsense://host/name")

@@ -13,10 +13,10 @@ from sqlalchemy.exc import IntegrityError
 from heed.errors import UserError
 from heed.feedback.database import Database
 from heed.feedback.ordering import AGAIN_AFTER
-from heed.feedback.projects import Conflict, NotFound, ProjectSettings
+from heed.feedback.projects import Conflict, NotFound, Progress, ProjectSettings
 from heed.feedback.schema import DecisionRow, ItemRow, JudgementRow, LeaseRow
 from heed.feedback.store import FeedbackStore
-from heed.feedback.tasks import MAX_TEXT, Answer, check_answer
+from heed.feedback.tasks import MAX_TEXT, Answer, OwnProgress, Screen, check_answer
 from heed.records import Prompt, Response
 from tests.feedback.team import Team, alphabetical
 
@@ -350,11 +350,32 @@ def test_progress_counts_what_may_still_come(team: Team) -> None:
     assert team.tasks.progress(project.id, ann).today == sum(row.undone_at is None for row in team.answers())
 
 
+def test_a_task_on_a_screen_is_no_answer_yet(team: Team) -> None:
+    project, ann = team.project(items=3, overlap=2), team.annotator("ann")
+    for done in range(3):
+        task = team.take(project.id, ann)
+        assert team.projects.progress()[project.id] == Progress(items=3, gold=0, wanted=6, waiting=6 - done)
+        team.tasks.answer(task.lease_id, ann, alphabetical(task))
+    assert team.projects.progress()[project.id].waiting == 3
+
+
+def test_the_screen_shows_the_open_task_its_project_and_how_far_the_annotator_is(team: Team) -> None:
+    project, ann = team.project(items=2, responses=3), team.annotator("ann")
+    for done in range(2):
+        screen = team.tasks.screen(project.id, ann)
+        assert screen.task is not None
+        assert screen.task == team.tasks.next(project.id, ann)
+        assert (screen.project, screen.progress) == (project, OwnProgress(today=done, left=1 - done))
+        assert screen.progress == team.tasks.progress(project.id, ann)
+        team.tasks.answer(screen.task.lease_id, ann, alphabetical(screen.task))
+    assert team.tasks.screen(project.id, ann) == Screen(project, None, OwnProgress(today=2, left=0))
+
+
 def test_a_task_is_known_to_whoever_has_it_alone(team: Team) -> None:
     project = team.project(responses=3)
     ann, ben = team.annotator("ann"), team.annotator("ben")
     task = team.take(project.id, ann)
-    assert team.tasks.of_lease(task.lease_id, ann) == (project.id, 3)
+    assert team.tasks.of_lease(task.lease_id, ann) == (project, 3)
     for lease_id, account in ((task.lease_id, ben), (0, ann), (-1, ann), (2**80, ann)):
         with pytest.raises(NotFound, match="of yours"):
             team.tasks.of_lease(lease_id, account)

@@ -205,6 +205,14 @@ def test_a_link_makes_an_account_with_the_role_of_the_invitation_and_signs_it_in
     assert link not in lead.get("/people").text  # it was shown once
 
 
+def test_behind_a_proxy_that_speaks_https_a_link_begins_so(database: Database, person: Make) -> None:
+    lead = person("Lea", "lead")
+    proxied = Person(create_app(database, secure_cookies=True), base_url="http://labels.example")
+    proxied.cookies.set(COOKIE, lead.cookies[COOKIE])
+    proxied.csrf = lead.csrf
+    assert invite(proxied, "annotator").startswith("https://labels.example/join/")
+
+
 def test_a_link_that_was_used_has_expired_or_was_forged_is_not_found(
     person: Make, browser: TestClient, accounts: Accounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +289,7 @@ def test_a_lead_invites_no_owner_and_no_role_that_there_is_not(person: Make, rol
     lead = person("Lea", "lead")
     answer = lead.submit("/people/invite", {"role": role})
     assert answer.status_code == 403
+    assert "The role lead may not invite" in answer.text
     assert SCRIPT not in answer.text
     assert "/join/" not in answer.text
     assert "<option>owner</option>" not in lead.get("/people").text

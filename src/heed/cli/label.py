@@ -101,7 +101,7 @@ class Label:
                 "warning: others can reach this address, and passwords and cookies go over it unencrypted; put a proxy with https before it"
             )
         first = not Accounts(database).all()
-        link = f"{address}/join/{Accounts(database).invite('owner', None, days=1)}" if first else f"{address}/sign-in"
+        link = f"{address}/join/{Accounts(database).invite_first_owner()}" if first else f"{address}/sign-in"
         print(f"make the owner's account (once, within a day): {link}" if first else f"sign in: {link}")
         print("Ctrl-C stops.", flush=True)
         config = uvicorn.Config(
@@ -149,10 +149,15 @@ def _reachable(host: str) -> str:
     return f"[{address}]" if address.version == 6 else str(address)
 
 
+def sampler_words(database: str, project: str, policy: str) -> list[str]:
+    """What `heed` is told so that it samples a project, any of whose names may begin with a dash."""
+    return ["feedback", "sample", f"--policy={policy}", "--", database, project]
+
+
 @contextmanager
 def _sampling(database: str, project: Project, policy: str) -> Iterator[None]:
     """A process beside this one that answers the project's waiting prompts, until the block ends or this process does."""
-    command = [sys.executable, "-m", "heed.cli.main", "feedback", "sample", database, project.name, "--policy", policy]
+    command = [sys.executable, "-m", "heed.cli.main", *sampler_words(database, project.name, policy)]
     # In a group of its own: Ctrl-C goes to the server, which stops it.
     environment = os.environ | {PARENT: str(os.getpid())}
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0) as sampler:

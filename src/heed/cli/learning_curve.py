@@ -70,11 +70,14 @@ class MeasureCurve:
         print(told(points, forecasts(points, points[-1].ceiling)))
 
     def _points(self, ceiling: float | None) -> Iterator[Point]:
+        from transformers.utils import logging
+
         from heed.data.split import split_by_prompt
         from heed.models.backbone import LoRAConfig
         from heed.pipeline.people import judged
         from heed.pipeline.train import RewardModelStageConfig, pairs
 
+        logging.disable_progress_bar()  # it would tear the rows apart
         config = RewardModelStageConfig(lr=self.lr, batch_size=self.batch_size, epochs=self.epochs, seed=self.seed)
         lora = None if self.lora_rank is None else LoRAConfig(rank=self.lora_rank, alpha=2 * self.lora_rank)
         judgements, weights = judged(self.database, self.project, weights=self.weights)

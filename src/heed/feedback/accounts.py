@@ -141,6 +141,12 @@ class Accounts:
             audit(session, by, "invite", role=role, invitation=digest[:8])
         return token
 
+    def invite_first_owner(self) -> str:
+        """The secret of a link that is good for a day, for whoever starts the server; those of earlier starts are good no more."""
+        with self.database.write() as session:
+            session.execute(delete(InvitationRow).where(InvitationRow.accepted_by.is_(None), InvitationRow.created_by.is_(None)))
+        return self.invite("owner", None, days=1)
+
     def invitations(self) -> list[OpenInvitation]:
         """Those that can still be accepted, oldest first."""
         query = select(InvitationRow, AccountRow.name).join(AccountRow, AccountRow.id == InvitationRow.created_by, isouter=True)
@@ -156,7 +162,7 @@ class Accounts:
             if row is None or row.accepted_by is not None:
                 raise NotFound("there is no such open invitation", fix="reload the page: it may have been accepted meanwhile")
             if row.role not in invitable(by):
-                raise Forbidden(f"a {by.role} may not withdraw this invitation", fix="ask an owner to")
+                raise Forbidden(f"the role {by.role} may not withdraw this invitation", fix="ask an owner to")
             session.delete(row)
             audit(session, by.id, "invite.withdraw", role=row.role, invitation=digest[:8])
 

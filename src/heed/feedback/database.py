@@ -24,7 +24,7 @@ from heed.feedback.schema import Base, PromptRow
 LOCK_TIMEOUT = 60.0
 """Seconds a write waits for another process's write."""
 CONNECTIONS = 40
-"""Kept open at most: one for each thread of a server."""
+"""Kept open at most: no more than there are threads at work."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 FIRST_REVISION = "0001"
 """The tables as they were before databases knew their revision."""
@@ -74,8 +74,10 @@ def _open(location: str | Path) -> Engine:
     else:
         try:
             Path(location).parent.mkdir(parents=True, exist_ok=True)
+            if not Path(location).exists():
+                Path(location).touch(mode=0o600)  # what people said, and their passwords' hashes, are for no other user of the machine
         except OSError as error:
-            raise UserError(f"cannot make the folder: {error.strerror}", file=location) from error
+            raise UserError(f"cannot make it: {error.strerror}", file=location) from error
         url = URL.create("sqlite", database=str(location))
     try:
         # A server that was restarted is noticed before a connection is used, not by the annotator.
@@ -83,7 +85,9 @@ def _open(location: str | Path) -> Engine:
     except (ArgumentError, NoSuchModuleError) as error:
         raise UserError(f"{location} is no database: {error}", expected="a file or a URL such as postgresql+psycopg://...") from error
     except ModuleNotFoundError as error:
-        raise UserError(f"the driver {error.name} is not installed", fix=f"pip install {error.name}, or keep feedback in a file") from error
+        raise UserError(
+            f"the driver {error.name} is not installed", fix="pip install 'heed-rlhf[postgres]', or keep feedback in a file"
+        ) from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

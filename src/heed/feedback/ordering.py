@@ -67,13 +67,14 @@ def _place(session: Session, project_id: int, account_id: int) -> float:
 
     That gives an order per person at the price of one index, and nobody searches again through what lies behind.
     """
-    last = session.scalar(
+    last = (
         select(LeaseRow.item_id)
         .where(LeaseRow.account_id == account_id, LeaseRow.reason == "random", in_project(LeaseRow.item_id, project_id))
         .order_by(LeaseRow.id.desc())
         .limit(1)
     )
-    return random.Random(f"{account_id} {project_id}").random() if last is None else session.get_one(ItemRow, last).shuffle
+    place = session.scalar(select(ItemRow.shuffle).where(ItemRow.id == last.scalar_subquery()))
+    return random.Random(f"{account_id} {project_id}").random() if place is None else place
 
 
 def _again(session: Session, project_id: int, account: AccountRow, generator: random.Random) -> ItemRow | None:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from heed.config import load_config
 from heed.errors import UserError, require
 from heed.feedback.database import Database, take_turns
-from heed.feedback.schema import AuditRow, ItemResponseRow, ItemRow, LeaseRow, ProjectRow, PromptRow, WaitingPromptRow, utc_now
+from heed.feedback.schema import OPEN, AuditRow, ItemResponseRow, ItemRow, LeaseRow, ProjectRow, PromptRow, WaitingPromptRow, utc_now
 from heed.feedback.store import add_items
 from heed.records import Prompt, Response
 
@@ -125,7 +125,7 @@ class Progress(NamedTuple):
     wanted: int
     """Answers that the items need in all."""
     waiting: int
-    """Answers that nobody has given or is about to give."""
+    """Answers of these that nobody has given yet."""
 
 
 class Projects:
@@ -146,17 +146,17 @@ class Projects:
             session.add(row)
             session.flush()
             audit(session, by, "project.create", project=row.id, name=name, settings=asdict(settings))
-            return _project(row)
+            return project_of(row)
 
     def all(self) -> list[Project]:
         """In the order they were made."""
         with self.database.read() as session:
-            return [_project(row) for row in session.scalars(select(ProjectRow).order_by(ProjectRow.id))]
+            return [project_of(row) for row in session.scalars(select(ProjectRow).order_by(ProjectRow.id))]
 
     def get(self, project: int | str) -> Project:
         """By id or name; NotFound where there is none."""
         with self.database.read() as session:
-            return _project(find_project(session, project))
+            return project_of(find_project(session, project))
 
     def progress(self) -> dict[int, Progress]:
         """Of each project that has items."""
@@ -166,10 +166,13 @@ class Projects:
             .add_columns(func.sum(case((judged, ItemRow.remaining), else_=0)))
             .group_by(ItemRow.project_id)
         )
+        begun = select(ItemRow.project_id, func.count()).join(LeaseRow, LeaseRow.item_id == ItemRow.id)
+        begun = begun.where(OPEN, LeaseRow.slot.is_not(None)).group_by(ItemRow.project_id)
         with self.database.read() as session:
             overlaps = {row.id: settings_of(row).overlap for row in session.scalars(select(ProjectRow))}
             found = session.execute(counts).all()
-        return {i: Progress(items, gold, items * overlaps[i], waiting) for i, items, gold, waiting in found}
+            on_screens = dict(session.execute(begun).tuples().all())
+        return {i: Progress(items, gold, items * overlaps[i], free + on_screens.get(i, 0)) for i, items, gold, free in found}
 
     def change(self, project_id: int, settings: ProjectSettings, revision: int, by: int | None) -> Project:
         """Replace the settings that were read at this revision.
@@ -193,7 +196,7 @@ class Projects:
                 own = ItemRow.project_id == project_id, ItemRow.gold.is_(None)
                 session.execute(update(ItemRow).where(*own).values(remaining=waits).execution_options(synchronize_session=False))
             audit(session, by, "project.change", project=project_id, **_changes(before, asdict(settings)))
-            return _project(row)
+            return project_of(row)
 
     def archive(self, project_id: int, by: int | None, *, archived: bool = True) -> None:
         """Give out no more of its items; or go on."""
@@ -234,7 +237,7 @@ def add_project_items(
 ) -> Added:
     """`Projects.add_items` within a transaction that takes its turn at `texts`."""
     ids = add_items(session, items)
-    project = _project(find_project(session, project_id, lock=True))
+    project = project_of(find_project(session, project_id, lock=True))
     check_style(session, project_id, [prompt for prompt, _ in items])
     settings, rows, known, too_few, left_over = project.settings, [], 0, 0, 0
     have = _known_items(session, project_id, {prompt.id for prompt, _ in items})
@@ -312,7 +315,7 @@ def settings_of(row: ProjectRow) -> ProjectSettings:
     return load_config(ProjectSettings, row.settings, f"the settings of {row.name!r}")
 
 
-def _project(row: ProjectRow) -> Project:
+def project_of(row: ProjectRow) -> Project:
     return Project(row.id, row.name, settings_of(row), row.revision, row.archived_at is not None)
 
 

@@ -19,10 +19,12 @@ from heed.feedback.projects import (
     STRENGTHS,
     Conflict,
     NotFound,
+    Project,
     ProjectSettings,
     audit,
     check_ranks,
     find_project,
+    project_of,
     settings_of,
     whole,
 )
@@ -37,6 +39,7 @@ from heed.feedback.schema import (
     ItemRow,
     JudgementRow,
     LeaseRow,
+    ProjectRow,
     PromptRow,
     RankRow,
     ResponseRow,
@@ -91,6 +94,16 @@ class OwnProgress:
     """Items of the project that wait for an annotator and may come to this one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """What an annotator's page shows."""
+
+    project: Project
+    task: Task | None
+    """None where nothing is left for this person today."""
+    progress: OwnProgress
+
+
 class Tasks:
     """Leases, answers, skips and decisions of the projects in a database.
 
@@ -112,35 +125,31 @@ class Tasks:
         """
         with self.database.write() as session:
             project = find_project(session, project_id, lock=True)
-            account, settings = _annotator(session, account_id), settings_of(project)
-            if account.daily_cap is not None and self._answers_today(session, account_id) >= account.daily_cap:
-                return None
-            lease = session.scalar(_open_leases(project_id).where(LeaseRow.account_id == account_id))
-            if lease is not None and not _avoided(session, lease, account):
-                lease.expires_at = self._deadline(settings)
-                return _task(session, lease)
-            if lease is not None:
-                _close(session, lease, "expired", settings.overlap)
-            if project.archived_at:
-                return None
-            for lost in session.scalars(_open_leases(project_id).where(LeaseRow.expires_at < self.clock())).all():
-                _close(session, lost, "expired", settings.overlap)
-            found = choose(session, project_id, account, settings, self.generator)
-            return None if found is None else _task(session, self._lease(session, *found, account_id, settings))
+            return self._next(session, project, _annotator(session, account_id))
+
+    def screen(self, project_id: int, account_id: int) -> Screen:
+        """`next` with what stands round it on the page, in one transaction."""
+        with self.database.write() as session:
+            project = find_project(session, project_id, lock=True)
+            account = _annotator(session, account_id)
+            task = self._next(session, project, account)
+            return Screen(project_of(project), task, self._progress(session, project_id, account))
 
     def progress(self, project_id: int, account_id: int) -> OwnProgress:
         """How much the annotator did today, and has left to do in a project."""
         with self.database.read() as session:
-            account = session.get_one(AccountRow, account_id)
-            return OwnProgress(self._answers_today(session, account_id), num_left(session, project_id, account))
+            return self._progress(session, project_id, session.get_one(AccountRow, account_id))
 
-    def of_lease(self, lease_id: int, account_id: int) -> tuple[int, int]:
+    def of_lease(self, lease_id: int, account_id: int) -> tuple[Project, int]:
         """The project of an annotator's own task, and how many responses it shows; NotFound for a task of someone else."""
+        of_item = ItemRow.project_id == ProjectRow.id
+        own = LeaseRow.id == lease_id, LeaseRow.account_id == account_id
+        query = select(ProjectRow, LeaseRow.order).join(ItemRow, of_item).join(LeaseRow, LeaseRow.item_id == ItemRow.id).where(*own)
         with self.database.read() as session:
-            lease = session.get(LeaseRow, lease_id) if lease_id in IDS else None
-            if lease is None or lease.account_id != account_id:
+            found = session.execute(query).first() if lease_id in IDS else None
+            if found is None:
                 raise NotFound(f"there is no task {lease_id} of yours")
-            return session.get_one(ItemRow, lease.item_id).project_id, len(lease.order)
+            return project_of(found[0]), len(found[1])
 
     def answer(self, lease_id: int, account_id: int, answer: Answer) -> int:
         """Keep an answer and return its id; the same form sent twice is kept once.
@@ -235,7 +244,7 @@ class Tasks:
             lease.state, lease.created_at, lease.expires_at = "open", self.clock(), self._deadline(settings)
             session.flush()
             audit(session, account_id, "undo", item=last.item_id, answer=last.id)
-            return _task(session, lease)
+            return _task(session, lease, _content(session, lease.item_id))
 
     def decide(self, item_id: int, account_id: int, ranks: Sequence[int], note: str = "") -> int:
         """A lead's own ranking of an item, responses in the item's order; beside those of the annotators, never over them."""
@@ -251,24 +260,40 @@ class Tasks:
             audit(session, account_id, "decide", item=item_id, decision=row.id)
             return row.id
 
-    def _lease(self, session: Session, item: ItemRow, reason: Reason, account_id: int, settings: ProjectSettings) -> LeaseRow:
+    def _next(self, session: Session, project: ProjectRow, account: AccountRow) -> Task | None:
+        settings, now = settings_of(project), self.clock()
+        if account.daily_cap is not None and self._answers_today(session, account.id) >= account.daily_cap:
+            return None
+        own_or_lost = (LeaseRow.account_id == account.id) | (LeaseRow.expires_at < now)
+        leases = session.scalars(_open_leases(project.id).where(own_or_lost)).all()
+        own = next((lease for lease in leases if lease.account_id == account.id), None)
+        if own is not None and not _avoided(session, own, account):
+            own.expires_at = self._deadline(settings)
+            return _task(session, own, _content(session, own.item_id))
+        for lease in leases:
+            if lease is own or not project.archived_at:
+                _close(session, lease, "expired", settings.overlap)
+        found = None if project.archived_at else choose(session, project.id, account, settings, self.generator)
+        return None if found is None else self._lease(session, *found, account.id, settings)
+
+    def _lease(self, session: Session, item: ItemRow, reason: Reason, account_id: int, settings: ProjectSettings) -> Task:
         """Give an item to an annotator: anew, or again where it was given before and came to nothing."""
+        content = _content(session, item.id)
         own = select(LeaseRow).where(LeaseRow.item_id == item.id, LeaseRow.account_id == account_id)
         again = reason == "again"
-        lease = session.scalar(own.where(REPEATED if again else FIRST_TIME))
-        if lease is None:
-            first = session.scalar(own.where(FIRST_TIME)) if again else None
-            lease = LeaseRow(item_id=item.id, account_id=account_id, slot=None, order=self._order(session, item.id, first))
-            session.add(lease)
+        known = session.scalar(own.where(REPEATED if again else FIRST_TIME))
+        first = session.scalar(own.where(FIRST_TIME)) if again and known is None else None
+        lease = known or LeaseRow(item_id=item.id, account_id=account_id, slot=None, order=self._order(len(content[1]), first))
         lease.reason, lease.state, lease.created_at, lease.expires_at = reason, "open", self.clock(), self._deadline(settings)
         if reason in SLOT_REASONS:
             _take_slot(session, lease, item, settings.overlap)
+        session.add(lease)
         session.flush()
-        return lease
+        return _task(session, lease, content)
 
-    def _order(self, session: Session, item_id: int, first: LeaseRow | None) -> list[int]:
+    def _order(self, count: int, first: LeaseRow | None) -> list[int]:
         """A random order of an item's responses; another than the first time, where there is another."""
-        order = list(range(session.scalar(select(func.count()).where(ItemResponseRow.item_id == item_id)) or 0))
+        order = list(range(count))
         self.generator.shuffle(order)
         while first is not None and order == first.order and len(order) > 1:
             self.generator.shuffle(order)
@@ -279,6 +304,9 @@ class Tasks:
 
     def _seconds(self, lease: LeaseRow) -> float:
         return max(0.0, (self.clock() - lease.created_at).total_seconds())  # the clock may have been set back
+
+    def _progress(self, session: Session, project_id: int, account: AccountRow) -> OwnProgress:
+        return OwnProgress(self._answers_today(session, account.id), num_left(session, project_id, account))
 
     def _answers_today(self, session: Session, account_id: int) -> int:
         midnight = self.clock().replace(hour=0, minute=0, second=0, microsecond=0)
@@ -407,8 +435,8 @@ def _content(session: Session, item_id: int) -> tuple[Prompt, tuple[str, ...]]:
     return prompt, tuple(session.scalars(query))
 
 
-def _task(session: Session, lease: LeaseRow) -> Task:
-    prompt, texts = _content(session, lease.item_id)
+def _task(session: Session, lease: LeaseRow, content: tuple[Prompt, tuple[str, ...]]) -> Task:
+    prompt, texts = content
     before = select(AnswerRow).where(AnswerRow.lease_id == lease.id, AnswerRow.undone_at.is_not(None))
     undone = session.scalar(before.order_by(AnswerRow.id.desc()).limit(1))
     answer = None if undone is None else _as_shown(session, undone, lease.order)

@@ -29,6 +29,7 @@ from heed.web.api_models import (
     AddedPrompts,
     AnswerToTask,
     ChangedSettings,
+    ClearedPrompts,
     DailyCap,
     DisputedItem,
     Event,
@@ -132,9 +133,9 @@ Caller = Annotated[Account, Depends(caller)]
 def having(right: str) -> Any:
     """A dependency: the key's owner has this right (see `accounts.RIGHTS`)."""
 
-    def check(account: Caller) -> Account:
+    async def check(account: Caller) -> Account:
         if not account.may(right):
-            raise Forbidden(f"a {account.role} may not do this", fix="ask an owner for another role")
+            raise Forbidden(f"the role {account.role} may not do this", fix="ask an owner for another role")
         return account
 
     return Depends(check)
@@ -223,6 +224,12 @@ def add_prompts(project_id: IdInPath, new: NewPrompts, account: Lead, site: AnyS
     waiting = WaitingPrompts(site.database)
     added = waiting.add(project_id, [prompt.tagged_prompt() for prompt in new.prompts], account.id)
     return AddedPrompts(**added._asdict(), waiting=waiting.count(project_id))
+
+
+@router.delete("/projects/{project_id}/prompts", tags=["items"])
+def clear_prompts(project_id: IdInPath, account: Lead, site: AnySite) -> ClearedPrompts:
+    """Let no prompt wait any more. Items stay, and what is added again waits again; what a policy is answering just now becomes no item."""
+    return ClearedPrompts(cleared=WaitingPrompts(site.database).clear(project_id, account.id))
 
 
 @router.get("/projects/{project_id}/items", tags=["items"])

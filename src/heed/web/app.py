@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -23,6 +26,9 @@ from heed.web.site import HERE, Forbidden, SignInFirst, Site, go, render
 PARTS = (people, projects, label, adjudicate, dashboard, export, api)
 MAX_BODY = 64 * 2**20
 """Bytes of the largest request: an upload of data."""
+THREADS = 4
+"""Requests that are worked on at once. More would wait for each other all the same, and longer: whoever holds a project's lock
+gives up the interpreter at every statement, and gets it back when the others let it."""
 HEADERS = {
     # Nothing runs or loads but what the app itself serves: no script of a prompt or a response can.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -57,9 +63,17 @@ class Headers:
         await self.app(scope, receive, sent)
 
 
+@asynccontextmanager
+async def _few_at_once(_: FastAPI) -> AsyncIterator[None]:
+    current_default_thread_limiter().total_tokens = THREADS
+    yield
+
+
 def create_app(database: Database, *, secure_cookies: bool = False) -> FastAPI:
     """The app over an open database; `secure_cookies` where it is served over https."""
-    app = FastAPI(title="heed", version=heed.__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+    app = FastAPI(
+        title="heed", version=heed.__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json", lifespan=_few_at_once
+    )
     app.state.site = Site(database, secure_cookies)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     for part in PARTS:

@@ -147,7 +147,7 @@ def live(
             raise SignInFirst
         return Response(status_code=204, headers={"HX-Redirect": "/sign-in"})
     if not signed.account.may("see"):
-        raise Forbidden(f"a {signed.account.role} may not do this", fix="ask an owner for another role")
+        raise Forbidden(f"the role {signed.account.role} may not do this", fix="ask an owner for another role")
     project = site.projects.get(project_id)
     view = _watch(site.database).glance(site.database, project)
     if view is None:

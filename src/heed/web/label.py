@@ -11,8 +11,8 @@ from starlette.datastructures import FormData
 
 from heed.errors import UserError
 from heed.feedback.accounts import Account
-from heed.feedback.projects import SCALE, STRENGTHS, Conflict, Project, ProjectSettings
-from heed.feedback.tasks import Answer, Task
+from heed.feedback.projects import SCALE, STRENGTHS, Conflict, ProjectSettings
+from heed.feedback.tasks import Answer, Screen, Task
 from heed.feedback.waiting import WaitingPrompts
 from heed.web.site import AnySite, Form, Labeller, Site, go, render, text_field
 from heed.web.text import markdown, turns
@@ -31,36 +31,36 @@ router = APIRouter()
 
 @router.get("/projects/{project_id}/label")
 def label(request: Request, site: AnySite, me: Labeller, project_id: int) -> HTMLResponse:
-    return _next(request, site, me, site.projects.get(project_id))
+    return _next(request, site, me, project_id)
 
 
 @router.post("/tasks/{lease_id}/answer")
 def answer(request: Request, site: AnySite, me: Labeller, lease_id: int, form: Form) -> Response:
-    project_id, count = site.tasks.of_lease(lease_id, me.id)
-    project, fields = site.projects.get(project_id), fields_in(form)
+    project, count = site.tasks.of_lease(lease_id, me.id)
+    fields = fields_in(form)
     try:
         site.tasks.answer(lease_id, me.id, read_answer(fields, project.settings, count))
     except UserError as error:
-        return _again(request, site, me, project, lease_id, fields, error)
-    return go(f"/projects/{project_id}/label")
+        return _again(request, site, me, project.id, lease_id, fields, error)
+    return go(f"/projects/{project.id}/label")
 
 
 @router.post("/tasks/{lease_id}/skip")
 def skip(request: Request, site: AnySite, me: Labeller, lease_id: int, form: Form) -> Response:
-    project_id, _ = site.tasks.of_lease(lease_id, me.id)
+    project, _ = site.tasks.of_lease(lease_id, me.id)
     fields = fields_in(form)
     reason, words = fields.get("reason", "").strip(), fields.get("words", "").strip()
     try:
         site.tasks.skip(lease_id, me.id, reason or words, words if reason else "")
     except UserError as error:
-        return _again(request, site, me, site.projects.get(project_id), lease_id, fields, error)
-    return go(f"/projects/{project_id}/label")
+        return _again(request, site, me, project.id, lease_id, fields, error)
+    return go(f"/projects/{project.id}/label")
 
 
 @router.post("/projects/{project_id}/undo")
 def undo(request: Request, site: AnySite, me: Labeller, project_id: int, form: Form) -> Response:
     if site.tasks.undo(project_id, me.id) is None:
-        return _next(request, site, me, site.projects.get(project_id), notice="There is no answer of yours to take back here.")
+        return _next(request, site, me, project_id, notice="There is no answer of yours to take back here.")
     return go(f"/projects/{project_id}/label")
 
 
@@ -136,47 +136,46 @@ def categories(tags: Mapping[str, str]) -> list[str]:
 
 
 def _next(
-    request: Request, site: Site, me: Account, project: Project, *, status: int = 200, notice: str = "", error: str = "", lost: str = ""
+    request: Request, site: Site, me: Account, project_id: int, *, status: int = 200, notice: str = "", error: str = "", lost: str = ""
 ) -> HTMLResponse:
     """The next task, or what there is to say where none is left; `lost` is what was written and not kept."""
-    told = {"status": status, "notice": notice, "error": error, "lost": lost}
-    task = site.tasks.next(project.id, me.id)
-    if task is None:
-        progress = site.tasks.progress(project.id, me.id)
-        capped = me.daily_cap is not None and progress.today >= me.daily_cap
-        waiting = WaitingPrompts(site.database).count(project.id)
-        return render(request, "done.html.j2", project=project, progress=progress, capped=capped, waiting=waiting, **told)
-    return _page(request, site, me, project, task, fields_of(task.answer, project.settings) if task.answer else {}, **told)
+    screen, told = site.tasks.screen(project_id, me.id), {"notice": notice, "error": error, "lost": lost}
+    if screen.task is not None:
+        fields = fields_of(screen.task.answer, screen.project.settings) if screen.task.answer else {}
+        return _page(request, screen, screen.task, fields, status=status, **told)
+    capped = me.daily_cap is not None and screen.progress.today >= me.daily_cap
+    waiting = WaitingPrompts(site.database).count(project_id)
+    context = {"project": screen.project, "progress": screen.progress, "capped": capped, "waiting": waiting}
+    return render(request, "done.html.j2", status=status, **context, **told)
 
 
 def _again(
-    request: Request, site: Site, me: Account, project: Project, lease_id: int, fields: Mapping[str, str], error: UserError
+    request: Request, site: Site, me: Account, project_id: int, lease_id: int, fields: Mapping[str, str], error: UserError
 ) -> Response:
     """The same task with what was typed, and what is wrong with it; the next one where that is no longer this person's to answer."""
-    task = site.tasks.next(project.id, me.id)
-    if task is not None and task.lease_id == lease_id:
-        return _page(request, site, me, project, task, fields, status=422, error=str(error), notice="", lost="")
+    screen = site.tasks.screen(project_id, me.id)
+    if screen.task is not None and screen.task.lease_id == lease_id:
+        return _page(request, screen, screen.task, fields, status=422, error=str(error), notice="", lost="")
     gone = error if isinstance(error, Conflict) else Conflict("this task is no longer yours", fix="go on with the next one")
     lost = "\n\n".join(text for name in ("ideal", "note", "words") if (text := fields.get(name, "").strip()))
-    return _next(request, site, me, project, status=409, error=str(gone), lost=lost)
+    return _next(request, site, me, project_id, status=409, error=str(gone), lost=lost)
 
 
-def _page(
-    request: Request, site: Site, me: Account, project: Project, task: Task, fields: Mapping[str, str], *, status: int, **told: str
-) -> HTMLResponse:
+def _page(request: Request, screen: Screen, task: Task, fields: Mapping[str, str], *, status: int, **told: str) -> HTMLResponse:
+    settings = screen.project.settings
     return render(
         request,
         "label.html.j2",
         status=status,
-        project=project,
-        settings=project.settings,
+        project=screen.project,
+        settings=settings,
         task=task,
         turns=turns(task.prompt),
         responses=[(letter(place), text, markdown(text)) for place, text in enumerate(task.responses)],
         categories=categories(task.prompt.tags),
         fields=fields,
-        guidelines=markdown(project.settings.guidelines),
-        progress=site.tasks.progress(project.id, me.id),
+        guidelines=markdown(settings.guidelines),
+        progress=screen.progress,
         scale=SCALE,
         strengths=_strengths(),
         reasons=REASONS,

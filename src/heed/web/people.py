@@ -87,9 +87,11 @@ def people_page(request: Request, site: AnySite, me: Lead) -> Response:
 def invite(request: Request, site: AnySite, me: Lead, form: Form) -> Response:
     role = text_field(form, "role")
     if role not in invitable(me):
-        raise Forbidden(f"a {me.role} may not invite {role[:20]!r}", fix=f"choose {', '.join(invitable(me))}")
+        raise Forbidden(f"the role {me.role} may not invite {role[:20]!r}", fix=f"choose {', '.join(invitable(me))}")
     token = site.accounts.invite(role, me.id)  # pyright: ignore[reportArgumentType]
-    return _people(request, site, me, link=f"{str(request.base_url).rstrip('/')}/join/{token}", role=role)
+    # Behind a proxy that speaks https the request itself came over http.
+    address = request.base_url.replace(scheme="https") if site.secure_cookies else request.base_url
+    return _people(request, site, me, link=f"{str(address).rstrip('/')}/join/{token}", role=role)
 
 
 @router.post("/people/invitations/{digest}/withdraw")

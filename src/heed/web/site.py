@@ -78,12 +78,19 @@ def site_of(request: Request) -> Site:
 
 
 def signed_in(request: Request) -> SignedIn | None:
-    """Whose browser asks, if anyone is signed in there."""
-    token = request.cookies.get(COOKIE)
-    return site_of(request).accounts.signed_in(token) if token else None
+    """Whose browser asks, if anyone is signed in there; looked up once for a request."""
+    if not hasattr(request.state, "signed"):
+        token = request.cookies.get(COOKIE)
+        request.state.signed = site_of(request).accounts.signed_in(token) if token else None
+    return request.state.signed
 
 
-def visitor(signed: Annotated[SignedIn | None, Depends(signed_in)]) -> SignedIn:
+# What waits for nothing is `async` below: else each would take a thread, one after the other, for every request.
+async def any_site(request: Request) -> Site:
+    return site_of(request)
+
+
+async def visitor(signed: Annotated[SignedIn | None, Depends(signed_in)]) -> SignedIn:
     """Who is asking; sends everyone else to the sign-in page."""
     if signed is None:
         raise SignInFirst
@@ -92,16 +99,16 @@ def visitor(signed: Annotated[SignedIn | None, Depends(signed_in)]) -> SignedIn:
 
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 """A number that databases take as a key."""
-AnySite = Annotated[Site, Depends(site_of)]
+AnySite = Annotated[Site, Depends(any_site)]
 Visitor = Annotated[SignedIn, Depends(visitor)]
 
 
 def having(right: str) -> Any:
     """A dependency: whoever asks is signed in and has this right (see `accounts.RIGHTS`)."""
 
-    def check(signed: Visitor) -> Account:
+    async def check(signed: Visitor) -> Account:
         if not signed.account.may(right):
-            raise Forbidden(f"a {signed.account.role} may not do this", fix="ask an owner for another role")
+            raise Forbidden(f"the role {signed.account.role} may not do this", fix="ask an owner for another role")
         return signed.account
 
     return Depends(check)
