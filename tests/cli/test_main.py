@@ -147,14 +147,16 @@ def test_rm_then_ppo_write_their_part_of_the_summary(tiny_model: Path, write_rec
     assert summary["reward_model"]["shorter_baseline"] == 1.0
     assert (tmp_path / "rm" / "report.html").exists()
 
-    reward_model = str(tmp_path / "rm" / "stages" / "01-reward_model" / "model")
-    ppo = ["ppo", "--model", str(tiny_model), "--reward-model", reward_model, "--prompts", str(tmp_path / "prompts.jsonl")]
+    ppo = ["ppo", "--model", str(tiny_model), "--reward-model", str(tmp_path / "rm"), "--prompts", str(tmp_path / "prompts.jsonl")]
     ppo += ["--output", str(tmp_path / "ppo"), "--iterations", "2", "--prompts-per-iteration", "4", "--max-new-tokens", "5"]
     ppo += ["--eval-prompts", str(tmp_path / "eval_prompts.jsonl"), "--evaluate.max-new-tokens", "5"]
     assert cli.main(ppo) == 0
     summary = json.loads((tmp_path / "ppo" / "summary.json").read_text())
     assert list(summary["policies"]) == ["base", "ppo"]
     assert summary["policies"]["ppo"]["proxy_reward"]["mean"] is not None
+    done = heed("chat", str(tmp_path / "ppo"), "--max-new-tokens", "5", stdin="good red\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "this run has no policy yet" in one_line(heed("chat", str(tmp_path / "rm")).stderr)
 
 
 def test_eval_compares_two_models(tiny_model: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:

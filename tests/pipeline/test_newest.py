@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from heed.errors import UserError
-from heed.pipeline.newest import newest_policy, newest_reward_model
+from heed.pipeline.newest import newest_policy, newest_reward_model, trained_policy, trained_reward_model
 
 
 @pytest.fixture
@@ -62,6 +62,16 @@ def test_the_newest_reward_model_is_the_one_trained_last_and_a_folder_that_is_no
     assert newest_reward_model(tmp_path) == tmp_path
     with pytest.raises(UserError, match="no such folder"):
         newest_reward_model(tmp_path / "gone")
+
+
+def test_a_run_names_what_it_has_trained_and_all_else_itself(run: Path) -> None:
+    for named, what in ((trained_policy, "policy"), (trained_reward_model, "reward model")):
+        with pytest.raises(UserError, match=f"this run has no {what} yet"):
+            named(str(run))
+        assert named("someone/model") == "someone/model"
+    model, judge = trained(run, "03-ppo", 1), trained(run, "02-reward_model", 2)
+    assert (trained_policy(str(run)), trained_reward_model(str(run))) == (model, judge)
+    assert trained_policy(model) == model
 
 
 def test_weights_that_are_replaced_are_another_version(run: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import tyro
 
 from heed.models.loading import load_policy
+from heed.pipeline.newest import trained_policy
 from heed.pipeline.sources import make_renderer, model_path
 from heed.records import Message, Prompt, Sampling
 from heed.rollout.local import LocalEngine
@@ -18,7 +19,7 @@ class Chat:
     """Talk to a model: a line is a turn, an empty line begins anew, the end of input ends the talk."""
 
     model: tyro.conf.Positional[str]
-    """A model folder or Hugging Face id, or `testbed` for the built-in one."""
+    """A model's folder or that of the run that trained it, a Hugging Face id, or `testbed` for the built-in one."""
     system: str | None = None
     """What the model is told before the first turn."""
     max_new_tokens: int = 256
@@ -30,7 +31,7 @@ class Chat:
 
     def __call__(self) -> None:
         sampling = Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
-        policy = load_policy(model_path(self.model), device=self.device)
+        policy = load_policy(model_path(trained_policy(self.model)), device=self.device)
         room = min(self.max_new_tokens, policy.context_length // 2)
         engine = LocalEngine(policy, make_renderer(policy, policy.context_length, room), seed=self.seed)
         beginning = (Message("system", self.system),) if self.system else ()

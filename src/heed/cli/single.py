@@ -10,6 +10,7 @@ from tyro.conf import OmitArgPrefixes
 from heed.models.backbone import LoRAConfig
 from heed.pipeline.collect import SampleConfig
 from heed.pipeline.measure import EvaluateConfig, ReportConfig
+from heed.pipeline.newest import trained_policy, trained_reward_model
 from heed.pipeline.recipe import Data, Recipe, Stage
 from heed.pipeline.runner import run
 from heed.pipeline.train import RewardModelStageConfig
@@ -24,7 +25,7 @@ class OneStage:
     """What every command of one stage is told."""
 
     model: str
-    """The model to start from: a folder, a Hugging Face id, or `testbed` for the built-in one."""
+    """The model to start from: its folder or that of the run that trained it, a Hugging Face id, or `testbed` for the built-in one."""
     output: str
     """The folder for everything that is made; the same command on the same folder goes on."""
     lora_rank: int | None = None
@@ -42,7 +43,8 @@ class OneStage:
         lora = None if self.lora_rank is None else LoRAConfig(rank=self.lora_rank, alpha=2 * self.lora_rank)
         options = {"lora": lora, "dtype": self.dtype, "device": self.device, "max_length": self.max_length}
         seed = next(iter(stages.values())).seed
-        made = Recipe(**{"name": name, "model": self.model, "output": self.output, "seed": seed, "stages": planned, **options, **recipe})
+        model = trained_policy(self.model)
+        made = Recipe(**{"name": name, "model": model, "output": self.output, "seed": seed, "stages": planned, **options, **recipe})
         run(made)
         print(f"everything is in {made.folder}: summary.json, report.html, stages/")
 
@@ -95,7 +97,7 @@ class AgainstReward(Measured):
     prompts: str
     """What the policy answers: a file, a Hugging Face data set id, or `testbed:prompts`."""
     reward_model: str | None = None
-    """A trained reward model: a folder or a Hugging Face id."""
+    """A trained reward model: its folder or that of the run that trained it, or a Hugging Face id."""
     reward: str | None = None
     """A reward written in Python, in place of a model: `module:function` or `file.py:function`."""
 
@@ -103,7 +105,8 @@ class AgainstReward(Measured):
         from heed.errors import require
 
         require((self.reward_model is None) != (self.reward is None), "reward", self.reward, "one of --reward-model and --reward")
-        self.optimise(name, config, reward=self.reward_model or self.reward, prompts=self.prompts)
+        reward = trained_reward_model(self.reward_model) if self.reward_model else self.reward
+        self.optimise(name, config, reward=reward, prompts=self.prompts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,5 +169,8 @@ class Eval(OneStage):
 
     def __call__(self) -> None:
         stages = {"evaluate": self.config, "report": ReportConfig()}
-        models = {"model": self.against, "compare": {"model": self.model}} if self.against else {}
-        self.run("eval", stages, gold=self.gold, reward=self.reward_model, data=Data(eval_prompts=self.prompts), **models)
+        reward = trained_reward_model(self.reward_model) if self.reward_model else None
+        models = {}
+        if self.against:
+            models = {"model": trained_policy(self.against), "compare": {"model": trained_policy(self.model)}}
+        self.run("eval", stages, gold=self.gold, reward=reward, data=Data(eval_prompts=self.prompts), **models)

@@ -35,12 +35,29 @@ def newest_reward_model(folder: Path) -> Path:
     """The folder itself or, where it is a run's, the reward model that was trained last; UserError where there is none."""
     if not folder.is_dir():
         raise UserError("there is no such folder", file=folder, expected="a reward model's folder, or that of a run")
-    if not (folder / "recipe.yaml").is_file():
-        return folder
-    trained = _trained_last(folder, ("reward_model",))
-    if trained is None:
-        raise UserError("this run has no reward model yet", file=folder, fix="wait for its reward_model stage, or name another folder")
-    return trained
+    return Path(trained_reward_model(str(folder)))
+
+
+def trained_policy(spec: str) -> str:
+    """The policy that was trained last where `spec` is a run's folder; anything else is a model itself.
+
+    UserError for a run that has trained none.
+    """
+    return _trained(spec, POLICY_STAGES, "policy")
+
+
+def trained_reward_model(spec: str) -> str:
+    """The same of reward models."""
+    return _trained(spec, ("reward_model",), "reward model")
+
+
+def _trained(spec: str, kinds: Collection[str], what: str) -> str:
+    if not (Path(spec) / "recipe.yaml").is_file():
+        return spec
+    found = _trained_last(Path(spec), kinds)
+    if found is None:
+        raise UserError(f"this run has no {what} yet", file=spec, fix=f"wait for its stage {' or '.join(kinds)}, or name another folder")
+    return str(found)
 
 
 def _trained_last(run: Path, kinds: Collection[str]) -> Path | None:
