@@ -132,8 +132,11 @@ class Sampler:
             for (index, before), new in zip(alike, answers, strict=True):
                 texts[index] = new if isinstance(new, UserError) else before + new
         source = {"model": self._checkpoint.path, "sampling": self.sampling, "run": self._checkpoint.run}
-        different = [found if isinstance(found, UserError) else list(dict.fromkeys(found))[: batch.num_responses] for found in texts]
-        return [found if isinstance(found, UserError) else [Response(text, **source) for text in found] for found in different]
+
+        def kept(found: Sequence[str]) -> list[Response]:
+            return [Response(text, **source) for text in list(dict.fromkeys(found))[: batch.num_responses]]
+
+        return [found if isinstance(found, UserError) else kept(found) for found in texts]
 
     def _ask(self, prompts: Sequence[Prompt], num_responses: int) -> list[list[str] | UserError]:
         """Texts for each prompt, or why the policy refuses it: where it refuses several, one at a time tells which."""
