@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -107,6 +108,18 @@ def test_many_who_open_a_new_database_at_once_make_its_tables_once(location: str
     assert [differences(database) for database in found] == [[]] * 4
     for database in found:
         database.close()
+
+
+def test_who_opens_a_file_that_another_is_making_waits_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("BEGIN IMMEDIATE")
+        opened = pool.submit(Database, path)
+        with pytest.raises(TimeoutError):
+            opened.result(timeout=0.2)
+        other.execute("ROLLBACK")
+        with closing(opened.result(timeout=30)) as database:
+            assert differences(database) == []
 
 
 def test_a_new_file_is_for_no_other_user_of_the_machine(tmp_path: Path) -> None:
