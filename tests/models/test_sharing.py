@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from heed.models import LoRAConfig, TokenBatch, collate, load_policy, new_scalar_model
+from heed.models import LoRAConfig, TokenBatch, attention, collate, load_policy, new_scalar_model
 from heed.models.sharing import prompt_runs, room, share_prompts, shared_rows
 from heed.records import TokenSequence
 
@@ -86,7 +86,11 @@ def naive_hidden(body: Any, batch: TokenBatch) -> Tensor:
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4, alpha=8)], ids=["full", "lora"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-def test_hidden_states_and_gradients_are_those_of_rows_by_themselves(folder: Path, lora: LoRAConfig | None, checkpointing: bool) -> None:
+@pytest.mark.parametrize("block", [attention.BLOCK, 5], ids=["whole", "blocks"])
+def test_hidden_states_and_gradients_are_those_of_rows_by_themselves(
+    folder: Path, lora: LoRAConfig | None, checkpointing: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "BLOCK", block)
     policy = load_policy(folder, device="cpu", lora=lora, gradient_checkpointing=checkpointing)
     assert policy.backbone.shares_prompts
     batch = ragged()

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from heed.errors import UserError
+from heed.models.attention import attending, is_replaceable
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
 from heed.rollout import cache, decoding, local, shared
 from heed.rollout.cache import Buffers
 from heed.rollout.local import LocalEngine, cache_bytes_per_token
+from heed.rollout.shared import SHARED_PROMPTS
 from tests.rollout.test_local import hf_greedy, tokens
 from tests.rollout.test_sampling import naive_distribution
 
@@ -218,7 +220,7 @@ def test_samples_that_share_a_prompt_equal_samples_that_do_not(
     for max_rows, n in ((3, 4), (7, 4), (64, 4), (24, 12)):
         together = make_engine(ragged, max_rows=max_rows).generate(2 * prompts, sampling, n)
         with monkeypatch.context() as patch:
-            patch.setattr(local, "can_share", lambda _: False)
+            patch.setattr(local, "is_replaceable", lambda _: False)
             apart = make_engine(ragged, max_rows=max_rows).generate(2 * prompts, sampling, n)
         assert tokens(together) == tokens(apart)
         for a, b in zip(together, apart, strict=True):
@@ -229,12 +231,12 @@ def test_the_models_own_attention_is_put_back(policy: LanguageModel, make_engine
     config = policy.hf.config
     expected = tokens(make_engine(policy).generate(prompts, Sampling(6), n=2))
     assert config._attn_implementation == "sdpa"
-    with pytest.raises(RuntimeError, match="cut short"), shared.sharing(config):
+    with pytest.raises(RuntimeError, match="cut short"), attending(config, SHARED_PROMPTS):
         raise RuntimeError("cut short")
     assert config._attn_implementation == "sdpa"
     policy.hf.set_attn_implementation("eager")
     try:
-        assert not shared.can_share(policy)
+        assert not is_replaceable(policy.hf.base_model)
         assert tokens(make_engine(policy).generate(prompts, Sampling(6), n=2)) == expected
         assert config._attn_implementation == "eager"
     finally:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from heed.errors import require
+from heed.models.attention import attending, fastest_attention
 from heed.models.batch import TokenBatch
 from heed.models.sharing import SharedPrompts, share_prompts
 
@@ -92,7 +93,7 @@ class Backbone:
         changed = 4 * batch.response_mask[:1].repeat(2, 1)
         changed[1] = 0
         other = replace(batch, ids=batch.ids + changed)
-        with self._as_now(self._active, training=False), torch.no_grad():
+        with self._as_now(self._active, False, config._attn_implementation), torch.no_grad():
             layouts = (share_prompts(each, self.hidden_size) for each in (batch, other))
             found, beside_other = (self._run_shared(shared) for shared in layouts if shared)
             alone = self._run(batch.ids)
@@ -104,7 +105,8 @@ class Backbone:
 
     def _run_shared(self, shared: SharedPrompts) -> Tensor:
         mask = shared.mask(next(self.body.parameters()).dtype)
-        return shared.unpack(self._run(shared.ids, position_ids=shared.positions, attention_mask=mask))
+        with attending(self.body.config, fastest_attention(self.body, mask)):
+            return shared.unpack(self._run(shared.ids, position_ids=shared.positions, attention_mask=mask))
 
     def activate(self, adapter: str | None, *, training: bool) -> None:
         """Let this adapter alone act; None switches all of them off."""
@@ -170,7 +172,7 @@ class Backbone:
 
     def checkpoint_activations(self) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations."""
-        options = {"use_reentrant": False} | ({"context_fn": self._recomputation} if self.lora else {})
+        options = {"use_reentrant": False, "context_fn": self._recomputation}
         self.body.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
         # transformers makes the embeddings' output require gradients; only reentrant checkpoints need that.
         self.body.disable_input_require_grads()
@@ -186,14 +188,15 @@ class Backbone:
         )
 
     def _recomputation(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), self._as_now(self._active, self.body.training)
+        return nullcontext(), self._as_now(self._active, self.body.training, self.body.config._attn_implementation)
 
     @contextmanager
-    def _as_now(self, adapter: str | None, training: bool) -> Iterator[None]:
+    def _as_now(self, adapter: str | None, training: bool, attention: str) -> Iterator[None]:
         adapter_before, training_before = self._active, self.body.training
         self.activate(adapter, training=training)
         try:
-            yield
+            with attending(self.body.config, attention):
+                yield
         finally:
             self.activate(adapter_before, training=training_before)
 

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from heed.errors import UserError
+from heed.models.attention import attending
 from heed.models.language_model import LanguageModel
 from heed.records import Sampling
 from heed.rollout.cache import SlotCache
 from heed.rollout.sampling import sample
-from heed.rollout.shared import sharing
+from heed.rollout.shared import SHARED_PROMPTS
 from heed.rollout.text import StopStrings
 
 PREFILL_TOKENS = 2**10
@@ -202,7 +203,7 @@ class Decoding:
 
     def _hidden(self, ids: Tensor, positions: Tensor, mask: Tensor, **options: Any) -> Tensor:
         body = self.policy.hf.base_model
-        with sharing(body.config) if options else nullcontext():
+        with attending(body.config, SHARED_PROMPTS) if options else nullcontext():
             output = body(ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, **options)
         return output.last_hidden_state
 

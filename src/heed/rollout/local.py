@@ -11,12 +11,13 @@ import torch
 
 from heed.data.render import Renderer
 from heed.errors import UserError, require
+from heed.models.attention import is_replaceable
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
 from heed.rollout.cache import SlotCache
 from heed.rollout.decoding import Decoding
 from heed.rollout.sampling import request_uniforms, row_uniforms
-from heed.rollout.shared import SharedCache, can_share
+from heed.rollout.shared import SharedCache
 from heed.rollout.text import StopStrings, find_stop, pieces_until_stop, text_pieces, until_stop
 
 TOKENS_IN_FLIGHT = 2**16
@@ -92,7 +93,7 @@ class LocalEngine:
     def _cache(self, prompts: Sequence[tuple[int, ...]], limits: Sequence[int], n: int) -> SlotCache:
         """A cache for as many rows as may be in flight, whose prompts stand apart where several rows share them."""
         prompt, response = max(map(len, prompts)), max(limits)
-        shared = n > 1 and can_share(self.policy)
+        shared = n > 1 and is_replaceable(self.policy.hf.base_model)
         length = prompt + response if shared else max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True))
         token_bytes = cache_bytes_per_token(self.policy)
         if length * token_bytes > self.cache_bytes:

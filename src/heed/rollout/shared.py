@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from transformers import AttentionInterface
 from heed.models.language_model import LanguageModel
 from heed.rollout.cache import Buffers, SlotCache
 
-NAME = "heed_shared_prompts"
+SHARED_PROMPTS = "heed_shared_prompts"
 """Of the attention below, to transformers."""
 
 
@@ -115,20 +113,4 @@ def shared_attention(
     return (apart(torch.bmm(together(weights[..., :length]), prompt_values)) + of_response).view(rows, 1, -1, dim), None
 
 
-def can_share(policy: LanguageModel) -> bool:
-    """Whether the model lets its attention be replaced, and has it at transformers' default."""
-    body = policy.hf.base_model
-    return bool(getattr(body, "_supports_attention_backend", False)) and body.config._attn_implementation == "sdpa"
-
-
-@contextmanager
-def sharing(config: Any) -> Iterator[None]:
-    """Within, models of this configuration take `shared_attention` for theirs."""
-    before, config._attn_implementation = config._attn_implementation, NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-AttentionInterface.register(NAME, shared_attention)
+AttentionInterface.register(SHARED_PROMPTS, shared_attention)
