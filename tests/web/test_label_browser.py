@@ -376,6 +376,38 @@ def test_without_a_script_the_form_still_works(desk_of: Callable[..., Desk]) -> 
     assert desk.shown_ranks(project) == [2, 1]
 
 
+def test_what_was_said_outlives_a_session_that_ended_and_a_reload(desk: Desk) -> None:
+    project = desk.open(num_responses=2, ratings=("helpful",), flags=("toxic", "made up"), ideal=True)
+    desk.press("2", "Enter", "3", "6", "f", "a", "2", "Escape", "i")
+    desk.page.keyboard.type("Because.")
+    desk.page.context.clear_cookies()
+    desk.save("Control+Enter")
+    assert desk.page.url.endswith("/sign-in")
+    url = desk.page.url.removesuffix("/sign-in")
+    token = Accounts(desk.database).start_session(desk.account_id)
+    desk.page.context.add_cookies([{"name": COOKIE, "value": token, "url": url}])
+    desk.page.goto(f"/projects/{project.id}/label")
+    assert desk.page.locator("#ideal").input_value() == "Because."
+    desk.page.reload()
+    desk.save("Control+Enter")
+    answer = desk.saved(project)
+    assert desk.shown_ranks(project) == [2, 1]
+    assert (answer.ideal, sorted(answer.ratings["helpful"]), answer.flags) == ("Because.", [3, 6], {"made up": (answer.order[0],)})
+    assert desk.page.locator("#ideal").input_value() == "", "another task is another draft"
+
+
+def test_a_draft_does_not_hide_what_the_server_has(desk: Desk) -> None:
+    project, tasks = desk.open(num_responses=2), Tasks(desk.database)
+    desk.press("1")
+    task = tasks.next(project.id, desk.account_id)
+    assert task is not None
+    tasks.answer(task.lease_id, desk.account_id, Answer(ranks=(2, 1)))
+    tasks.undo(project.id, desk.account_id)
+    desk.page.reload()
+    desk.save("Enter")
+    assert desk.shown_ranks(project) == [2, 1]
+
+
 def test_nothing_in_a_response_runs(desk: Desk) -> None:
     evil = "<img src=x onerror=alert(1)> ![x](http://127.0.0.1:9/x.png) <script>document.title = 'run'</script> [x](javascript:alert(1))"
     project = desk.open(Prompt(evil))

@@ -18,7 +18,7 @@ from heed.feedback.projects import Conflict, Project, ProjectSettings
 from heed.feedback.waiting import WaitingPrompts
 from heed.web.site import AnySite, Form, Id, Labeller, Lead, Site, Visitor, go, number_field, render, text_field
 from heed.web.text import markdown
-from heed.web.uploads import MAX_UNPACKED, add_data, read_data, received, shown_name
+from heed.web.uploads import MAX_ROWS, MAX_UNPACKED, add_data, read_data, received, shown_name
 
 router = APIRouter()
 
@@ -165,6 +165,7 @@ def _import_page(
         "told": told,
         "pasted": pasted,
         "most": MAX_UNPACKED // 2**20,
+        "rows": f"{MAX_ROWS:,}",
         "waiting": WaitingPrompts(site.database).count(project.id),
         "command": f"heed feedback sample --policy FOLDER {dashes}DATABASE {shlex.quote(project.name)}",
     }

@@ -30,6 +30,7 @@ function judge(form, undo) {
   const shelf = document.getElementById("shelf");
   const skip = document.querySelector("#skip form");
   const touch = matchMedia("(hover: none)").matches;
+  const keep = draft(form);
   let step = null;
   let flagged = 0;
   let sending = false;
@@ -59,6 +60,7 @@ function judge(form, undo) {
     else if (waiting) hint.textContent = touch ? waiting.hint(touch) : "Enter goes on to the ratings";
     else hint.textContent = needsIdeal() ? "Write the ideal response" : compare ? compare.said() : "";
     form.classList.toggle("ready", !waiting && !needsIdeal());
+    keep();
   }
 
   // Saves, or goes to the first thing that is missing and says so.
@@ -172,6 +174,26 @@ function judge(form, undo) {
   });
 
   lift();
+}
+
+// What is said of a task outlives its page in this tab: a reload, or a sign-in that ran out meanwhile. Returns what keeps it.
+function draft(form) {
+  const said = () => [...new FormData(form)].filter(([name, value]) => name !== "csrf" && value);
+  const kept = JSON.parse(sessionStorage.getItem("draft") || "{}");
+  // What the server sends back with the form is newer.
+  if (kept.task === form.action && !said().length) fill(form, kept.said);
+  return () => sessionStorage.setItem("draft", JSON.stringify({ task: form.action, said: said() }));
+}
+
+function fill(form, said) {
+  for (const [name, value] of said) {
+    for (const control of form.querySelectorAll(`[name="${name}"]`)) {
+      if (control.matches("textarea")) {
+        control.value = value;
+        control.closest("details").open = true;
+      } else control.checked ||= control.value === value;
+    }
+  }
 }
 
 function take(event, action) {
