@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.utils.hub import cached_file
 
 from heed.errors import UserError, require
-from heed.models.allocator import keep_freed_memory
 from heed.models.backbone import Backbone, LoRAConfig
 from heed.models.language_model import LanguageModel
 from heed.models.saving import SIDECAR, adapter_key
@@ -92,8 +91,6 @@ def _load(auto: Any, path: str | Path, device: str, dtype: str) -> Any:
     require(dtype in DTYPES, "dtype", dtype, " or ".join(DTYPES))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        keep_freed_memory()
     base = _adapter_base(path)
     if base is None:
         model, missing = _from_pretrained(auto, path, dtype)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from heed.errors import NonFiniteLoss, require
 from heed.models.language_model import LanguageModel
 from heed.models.scalar_model import ScalarModel
+from heed.training.allocator import keep_freed_memory
 from heed.training.run import Run, restore_rng_state, rng_state
 
 Role = LanguageModel | ScalarModel
@@ -103,6 +104,8 @@ class TrainState:
         device = next(iter(parameters.values())).device
         pays = device.type == "cuda" or (size >= 20_000_000 and torch.backends.mkldnn.is_available() and cpu_has_bf16())
         use_bf16 = config.precision == "bf16" or (config.precision == "auto" and pays)
+        if device.type == "cpu":
+            keep_freed_memory()
         optimizer = torch.optim.AdamW(groups, fused=True)
         return cls(dict(roles), optimizer, parameters, config, num_updates, use_bf16)
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from platform import libc_ver
 
 import pytest
 import torch
 
-from heed.models import load_policy
+from heed.models import LanguageModel
+from heed.training.loop import TrainConfig, TrainState
 
 
 @pytest.mark.skipif(libc_ver()[0] != "glibc", reason="another C library than glibc")
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux")
-def test_tensors_take_the_pages_that_others_have_left(make_folder: Callable[..., Path]) -> None:
+def test_tensors_take_the_pages_that_others_have_left(policy: LanguageModel) -> None:
     from resource import RUSAGE_SELF, getrusage
 
-    load_policy(make_folder("llama"), device="cpu")
+    TrainState.create({"policy": policy}, TrainConfig(), num_updates=1)
 
     def step() -> None:
         """40 MB in five pieces, all of which are freed at the end."""
