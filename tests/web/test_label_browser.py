@@ -51,6 +51,7 @@ class Desk:
         return project
 
     def press(self, *keys: str) -> None:
+        self.page.wait_for_load_state()  # a page takes keys once it is there whole; a person sees that
         for key in keys:
             self.page.keyboard.press(key)
             self.keys_pressed += 1
