@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from heed.errors import UserError
 from heed.models.attention import attending, is_replaceable
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
 from heed.rollout import cache, decoding, local, shared
-from heed.rollout.cache import Buffers
+from heed.rollout.cache import RAGGED_ROWS, Buffers, ragged_attention
 from heed.rollout.local import LocalEngine, cache_bytes_per_token
 from heed.rollout.shared import SHARED_PROMPTS
 from tests.rollout.test_local import hf_greedy, tokens
@@ -225,6 +232,95 @@ def test_samples_that_share_a_prompt_equal_samples_that_do_not(
         assert tokens(together) == tokens(apart)
         for a, b in zip(together, apart, strict=True):
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("together", [1, 2, 64])
+def test_rows_that_attend_in_parts_equal_rows_under_one_mask(
+    family: str, together: int, make_policy: MakePolicy, make_engine: MakeEngine, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy(family)
+    monkeypatch.setattr(policy, "eos_ids", tuple(range(2, 9)))
+    monkeypatch.setattr(cache, "TOGETHER", together)
+    sampling = Sampling(24, seed=3)
+    calls: list[int] = []
+    attention = cache.ragged_attention
+
+    def counted(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        calls.append(len(kwargs["parts"]))
+        return attention(*args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, RAGGED_ROWS, counted)
+    for max_rows in (3, 64):
+        in_parts = make_engine(policy, max_rows=max_rows).generate(2 * prompts, sampling)
+        assert (max(calls) > 1) == (together < 3)
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, "is_replaceable", lambda _: False)
+            masked = make_engine(policy, max_rows=max_rows).generate(2 * prompts, sampling)
+        assert not calls
+        assert tokens(in_parts) == tokens(masked)
+        for a, b in zip(in_parts, masked, strict=True):
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=9), together=st.integers(1, 9), group=st.sampled_from([1, 3]))
+def test_attention_of_ragged_rows_is_attention(lengths: list[int], together: int, group: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(len(lengths), 2 * group, 1, 8, generator=generator)
+    key, value = torch.randn(2, len(lengths), 2, 20, 8, generator=generator)
+    mask = torch.zeros(len(lengths), 1, 1, 20)
+    for row, length in enumerate(lengths):
+        mask[row, ..., length:] = -torch.inf
+    parts = [(slice(i, i + together), max(lengths[i : i + together])) for i in range(0, len(lengths), together)]
+    found, none = ragged_attention(None, query, key, value, mask, 0.3, parts)
+    assert none is None
+    for row, length in enumerate(lengths):
+        for head in range(2 * group):
+            keys, values = key[row, head // group, :length], value[row, head // group, :length]
+            expected = (query[row, head] @ keys.T * 0.3).softmax(-1) @ values
+            torch.testing.assert_close(found[row, :, head], expected, rtol=0, atol=1e-6)
+
+
+def test_rows_read_no_columns_beyond_the_longest_of_their_part(
+    policy: LanguageModel, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "TOGETHER", 2)
+    widths, attend = [], F.scaled_dot_product_attention
+
+    def spy(query: Tensor, key: Tensor, *args: Any, **options: Any) -> Tensor:
+        widths.append((len(key), key.shape[2]))
+        return attend(query, key, *args, **options)
+
+    questions = [Prompt("w5 " * length) for length in (20, 3, 18, 5)]
+    engine = make_engine(policy)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    engine.generate(questions, Sampling(2))
+    num_layers = policy.hf.config.num_hidden_layers
+    lengths = [len(ids) for ids in engine.renderer.encode_prompts(questions)]
+    assert widths[-2 * num_layers :] == [(2, lengths[0] + 1), (2, lengths[3] + 1)] * num_layers
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_columns_take_memory_once_they_are_written_to(dtype: torch.dtype) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def put(width: int) -> None:
+        columns = torch.ones(64, 4, width, 64, dtype=dtype)
+        buffers.put(0, torch.arange(64), slice(width), columns, columns)
+
+    buffers = Buffers(64, 4096)
+    put(1)
+    keys, values = buffers.keys[0], buffers.values[0]
+    assert keys.dtype == dtype
+    before = resident()
+    assert not keys[:, :, 1:].any()
+    assert not values[:, :, 1:].any()
+    put(64)
+    assert resident() - before < 0.1 * (keys.nbytes + values.nbytes)
+    assert keys.sum() == values.sum() == 64 * 4 * 64 * 64
 
 
 def test_the_models_own_attention_is_put_back(policy: LanguageModel, make_engine: MakeEngine, prompts: list[Prompt]) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from torch.nn import functional as F
+from transformers import AttentionInterface, Cache
 
+from heed.models.attention import is_replaceable
 from heed.models.language_model import LanguageModel
+
+RAGGED_ROWS = "heed_ragged_rows"
+"""Of `ragged_attention`, to transformers."""
+TOGETHER = 16
+"""Rows that go through the attention of one call, as wide as the longest of them; with 4, 8 and 32 it is as fast or slower."""
 
 
 class Buffers:
@@ -36,8 +45,13 @@ class Buffers:
             buffer[targets, :, :width] = buffer[sources, :, :width]
 
     def _allocate(self, states: Tensor) -> Tensor:
-        # zeros, not empty: a masked column weighs nothing, yet 0 * NaN would be NaN
-        return states.new_zeros(self.num_slots, states.shape[1], self.capacity, states.shape[3])
+        """Zeros, as a masked column weighs nothing, yet 0 * NaN would be NaN; on a CPU they take memory once they are written to."""
+        shape = self.num_slots, states.shape[1], self.capacity, states.shape[3]
+        if states.device.type != "cpu":
+            return states.new_zeros(shape)
+        size = math.prod(shape) * states.element_size()
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(pages, dtype=states.dtype).view(shape)
 
 
 class SlotCache(Cache):
@@ -53,7 +67,9 @@ class SlotCache(Cache):
         self.device, self.dtype = policy.device, policy.head()[0].dtype
         self.columns = torch.arange(capacity, device=self.device)
         self.rows = self.prompts = Buffers(num_slots, capacity)
-        self.options: dict[str, Any] = {}  # what else to tell the model when it decodes
+        self.attention = RAGGED_ROWS  # in place of the model's own where it is told more than usual
+        self.options: dict[str, Any] = {}  # what it is told when it decodes
+        self.in_parts = self.device.type == "cpu" and is_replaceable(policy.hf.base_model)
         self.num_live = 0
         self.width = 0  # columns that rows in flight have filled
         self.where: tuple[Tensor, Tensor | slice] = self.columns[:0], slice(0)  # of the next forward's tokens
@@ -81,11 +97,16 @@ class SlotCache(Cache):
         self.width += 1
         self.where = torch.arange(self.num_live, device=self.device), position
         self.seen = slice(self.num_live), self.width
+        if self.in_parts:
+            ends = [last + 1 for last in position.tolist()]
+            parts = [slice(i, i + TOGETHER) for i in range(0, len(ends), TOGETHER)]
+            self.options = {"parts": [(part, max(ends[part])) for part in parts]}
         return self._causal(position, self.width)[:, None, None]
 
     def evict(self, gaps: Tensor, movers: Tensor, position: Tensor, step: Tensor) -> None:
         """Rows have ended; `movers` now fill the `gaps` among the first slots, which `position` and `step` tell of."""
-        self.rows.copy(movers, gaps, self.width)
+        if len(gaps):
+            self.rows.copy(movers, gaps, int(position[gaps].max()))
         self.num_live = len(position)
         self.width = int(position.max()) if self.num_live else 0
 
@@ -99,3 +120,33 @@ class SlotCache(Cache):
         """What tokens at these positions attend to, `[positions, width]`: 0, and -inf in columns after their own."""
         mask = torch.zeros(len(positions), width, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(self.columns[:width] > positions[:, None], -torch.inf)
+
+
+def ragged_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None,
+    parts: Sequence[tuple[slice, int]],
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one token per row to the columns before its end: `[rows, heads, 1, dim]` -> `[rows, 1, heads, dim]`.
+
+    `parts` are slices of rows with the columns that the longest of each has; the kernel for CPUs reads all columns that it is
+    given, masked or not. Heads that share keys are adjacent, and go through the kernel as that many queries.
+    """
+    assert kwargs.get("position_bias") is None, "positions are in the queries and keys"
+    rows, heads, _, dim = query.shape
+    queries = query.view(rows, key.shape[1], -1, dim)
+    found = [
+        F.scaled_dot_product_attention(
+            queries[part], key[part, :, :width], value[part, :, :width], attn_mask=attention_mask[part, ..., :width], scale=scaling
+        )
+        for part, width in parts
+    ]
+    return torch.cat(found).view(rows, 1, heads, dim), None
+
+
+AttentionInterface.register(RAGGED_ROWS, ragged_attention)

@@ -20,7 +20,6 @@ from heed.models.language_model import LanguageModel
 from heed.records import Sampling
 from heed.rollout.cache import SlotCache
 from heed.rollout.sampling import sample
-from heed.rollout.shared import SHARED_PROMPTS
 from heed.rollout.text import StopStrings
 
 PREFILL_TOKENS = 2**10
@@ -203,7 +202,7 @@ class Decoding:
 
     def _hidden(self, ids: Tensor, positions: Tensor, mask: Tensor, **options: Any) -> Tensor:
         body = self.policy.hf.base_model
-        with attending(body.config, SHARED_PROMPTS) if options else nullcontext():
+        with attending(body.config, self.cache.attention) if options else nullcontext():
             output = body(ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, **options)
         return output.last_hidden_state
 

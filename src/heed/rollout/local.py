@@ -11,6 +11,7 @@ import torch
 
 from heed.data.render import Renderer
 from heed.errors import UserError, require
+from heed.models.allocator import keep_freed_memory
 from heed.models.attention import is_replaceable
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
@@ -44,6 +45,8 @@ class LocalEngine:
         require(max_rows is None or max_rows > 0, "max_rows", max_rows, "1 or above")
         require(cache_bytes is None or cache_bytes > 0, "cache_bytes", cache_bytes, "1 or above")
         _check_attention(policy)
+        if policy.device.type == "cpu":
+            keep_freed_memory()
         self.policy, self.renderer = policy, renderer
         self.seed, self.max_rows = seed, max_rows
         self.cache_bytes = _device_memory(policy.device) // 4 if cache_bytes is None else cache_bytes

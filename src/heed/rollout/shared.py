@@ -21,7 +21,7 @@ class SharedCache(SlotCache):
     def __init__(self, policy: LanguageModel, num_slots: int, num_prompts: int, prompt_length: int, response_length: int) -> None:
         super().__init__(policy, num_slots, max(prompt_length, response_length))
         self.rows, self.prompts = Buffers(num_slots, response_length), Buffers(num_prompts, prompt_length)
-        self.options = {"shared": self}
+        self.attention, self.options = SHARED_PROMPTS, {"shared": self}
         self.home = torch.zeros(num_slots, dtype=torch.long, device=self.device)  # per row: the slot of its prompt
         self.reading = self.home[:0]  # slots of the prompts that are being read
         self.place = self.home[:0]  # per row in flight: which of its prompt's rows it is
@@ -52,7 +52,8 @@ class SharedCache(SlotCache):
         return torch.cat([prompts, self._causal(step - 1, self.width)], dim=1)[:, None, None]
 
     def evict(self, gaps: Tensor, movers: Tensor, position: Tensor, step: Tensor) -> None:
-        self.rows.copy(movers, gaps, self.width)
+        if len(gaps):
+            self.rows.copy(movers, gaps, int(step[gaps].max()) - 1)
         self.home[gaps] = self.home[movers]
         self.num_live = len(step)
         self.width = int(step.max()) - 1 if self.num_live else 0

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from heed.errors import NonFiniteLoss, require
+from heed.models.allocator import keep_freed_memory
 from heed.models.language_model import LanguageModel
 from heed.models.scalar_model import ScalarModel
-from heed.training.allocator import keep_freed_memory
 from heed.training.run import Run, restore_rng_state, rng_state
 
 Role = LanguageModel | ScalarModel

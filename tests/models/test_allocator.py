@@ -1,0 +1,53 @@
+"""Memory that tensors have left is not asked of the system again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from platform import libc_ver
+
+import pytest
+
+from tests.tiny import save_tiny_llama
+
+PROBE = """
+import sys
+from resource import RUSAGE_SELF, getrusage
+import torch
+from heed.data.render import Renderer
+from heed.models import load_policy
+from heed.rollout import LocalEngine
+from heed.training.loop import TrainConfig, TrainState
+
+def share_of_new_pages():
+    "Of tensors of 40 MB in five pieces, all of which are freed together."
+    for _ in range(3):
+        [torch.ones(2**21) for _ in range(5)]
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        [torch.ones(2**21) for _ in range(5)]
+    return (getrusage(RUSAGE_SELF).ru_minflt - before) * 4096 / (20 * 5 * 2**23)
+
+policy = load_policy(sys.argv[2])
+before = share_of_new_pages()
+if sys.argv[1] == "training":
+    TrainState.create({"policy": policy}, TrainConfig(), num_updates=1)
+else:
+    LocalEngine(policy, Renderer(policy.tokenizer, eos_ids=policy.eos_ids, max_length=16), seed=0)
+print(before, share_of_new_pages())
+"""
+
+
+@pytest.mark.skipif(libc_ver()[0] != "glibc", reason="another C library than glibc")
+@pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux")
+@pytest.mark.parametrize("work", ["training", "sampling"])
+def test_tensors_take_the_pages_that_others_have_left(work: str, tmp_path: Path) -> None:
+    # A process of its own: once told, the C library keeps to it. It begins as one that gives all larger pieces back at once,
+    # since by default it learns, and what it has learnt so far is luck.
+    command = [sys.executable, "-c", PROBE, work, str(save_tiny_llama(tmp_path))]
+    said = subprocess.run(command, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}, capture_output=True, text=True, check=True)
+    before, after = map(float, said.stdout.split())
+    assert before > 0.9
+    assert after < 0.05
