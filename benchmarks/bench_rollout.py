@@ -48,9 +48,9 @@ def result(case: dict[str, Any], meter: Meter, config: Any, prompts: list[int], 
 def heed(case: dict[str, Any], meter: Meter) -> Measured:
     policy = policy_of(case["shape"], case.get("vocabulary"))
     rendering, prompts = rendering_of(case, policy.tokenizer), prompts_of(case)
-    engine = LocalEngine(policy, rendering, seed=0)
     lengths = []
     meter.ready(policy.model)
+    engine = LocalEngine(policy, rendering, seed=0)  # from here on the heap keeps what is freed, of which nothing is idle
     for _ in range(case["steps"] + 1):
         rollouts = engine.generate(prompts, Sampling(max_new_tokens=case["new_tokens"]), case["n"])
         lengths.append([len(r.response_ids) for r in rollouts])

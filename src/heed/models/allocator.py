@@ -17,7 +17,7 @@ def keep_freed_memory() -> None:
 
     By default it goes back to the system when they are freed, and every page of it is zeroed again at its first use: up to a
     tenth of a training step, and of sampling from 32,000 words. Of the free end of the heap at most `KEPT` bytes stay with the
-    process. To be called after models are loaded, which leaves much that nobody needs again. Source: mallopt(3).
+    process. Source: mallopt(3).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
