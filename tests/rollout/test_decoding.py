@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -166,6 +168,28 @@ def test_the_cache_stays_within_its_bytes(
     else:  # of 18 rows that share 6 prompts of 17 tokens
         assert used[0] == row
         assert used[-1] == (18 * 10 + 6 * 17) * cache_bytes_per_token(policy)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_cache_goes_with_its_call(
+    n: int, policy: LanguageModel, make_engine: MakeEngine, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Buffers]] = []
+
+    class Recorded(Buffers):
+        def __init__(self, num_slots: int, capacity: int) -> None:
+            super().__init__(num_slots, capacity)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(cache, "Buffers", Recorded)
+    monkeypatch.setattr(shared, "Buffers", Recorded)
+    gc.disable()  # or what is in a cycle would go by chance
+    try:
+        make_engine(policy).generate(prompts, Sampling(10), n)
+        assert made
+        assert all(buffers() is None for buffers in made)
+    finally:
+        gc.enable()
 
 
 def test_a_request_that_cannot_fit_is_refused(policy: LanguageModel, make_engine: MakeEngine, prompts: list[Prompt]) -> None:

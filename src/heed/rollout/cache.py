@@ -67,8 +67,8 @@ class SlotCache(Cache):
         self.device, self.dtype = policy.device, policy.head()[0].dtype
         self.columns = torch.arange(capacity, device=self.device)
         self.rows = self.prompts = Buffers(num_slots, capacity)
-        self.attention = RAGGED_ROWS  # in place of the model's own where it is told more than usual
-        self.options: dict[str, Any] = {}  # what it is told when it decodes
+        self.attention = RAGGED_ROWS  # in place of the model's own where there are options
+        self.parts: list[tuple[slice, int]] = []  # slots, and columns of the longest row in them
         self.in_parts = self.device.type == "cpu" and is_replaceable(policy.hf.base_model)
         self.num_live = 0
         self.width = 0  # columns that rows in flight have filled
@@ -100,8 +100,12 @@ class SlotCache(Cache):
         if self.in_parts:
             ends = [last + 1 for last in position.tolist()]
             parts = [slice(i, i + TOGETHER) for i in range(0, len(ends), TOGETHER)]
-            self.options = {"parts": [(part, max(ends[part])) for part in parts]}
+            self.parts = [(part, max(ends[part])) for part in parts]
         return self._causal(position, self.width)[:, None, None]
+
+    def options(self) -> dict[str, Any]:
+        """What else to tell the model when it decodes."""
+        return {"parts": self.parts} if self.in_parts else {}
 
     def evict(self, gaps: Tensor, movers: Tensor, position: Tensor, step: Tensor) -> None:
         """Rows have ended; `movers` now fill the `gaps` among the first slots, which `position` and `step` tell of."""

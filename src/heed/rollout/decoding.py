@@ -164,7 +164,7 @@ class Decoding:
         live = slice(self.num_live)
         position = self.position[live]
         mask = self.cache.decode(position, self.step[live])
-        hidden = self._hidden(self.token[live, None], position[:, None], mask, **self.cache.options)
+        hidden = self._hidden(self.token[live, None], position[:, None], mask, **self.cache.options())
         self._draw(self._logits(hidden[:, 0]), live)
 
     def _draw(self, logits: Tensor, slots: slice) -> None:

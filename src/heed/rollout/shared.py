@@ -21,7 +21,7 @@ class SharedCache(SlotCache):
     def __init__(self, policy: LanguageModel, num_slots: int, num_prompts: int, prompt_length: int, response_length: int) -> None:
         super().__init__(policy, num_slots, max(prompt_length, response_length))
         self.rows, self.prompts = Buffers(num_slots, response_length), Buffers(num_prompts, prompt_length)
-        self.attention, self.options = SHARED_PROMPTS, {"shared": self}
+        self.attention = SHARED_PROMPTS
         self.home = torch.zeros(num_slots, dtype=torch.long, device=self.device)  # per row: the slot of its prompt
         self.reading = self.home[:0]  # slots of the prompts that are being read
         self.place = self.home[:0]  # per row in flight: which of its prompt's rows it is
@@ -50,6 +50,9 @@ class SharedCache(SlotCache):
         self.where = torch.arange(self.num_live, device=self.device), step - 1
         prompts = self._causal(self.lengths[self.home[: self.num_live]] - 1, self.prompt_width)
         return torch.cat([prompts, self._causal(step - 1, self.width)], dim=1)[:, None, None]
+
+    def options(self) -> dict[str, Any]:
+        return {"shared": self}  # made anew: kept, it would keep the cache until cycles are collected
 
     def evict(self, gaps: Tensor, movers: Tensor, position: Tensor, step: Tensor) -> None:
         if len(gaps):
