@@ -17,14 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from heed.errors import UserError
 from heed.models.attention import attending, is_replaceable
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
 from heed.rollout import cache, decoding, local, shared
-from heed.rollout.cache import RAGGED_ROWS, Buffers, ragged_attention
+from heed.rollout.cache import Buffers, SlotCache, ragged_attention
 from heed.rollout.local import LocalEngine, cache_bytes_per_token
 from heed.rollout.shared import SHARED_PROMPTS
 from tests.rollout.test_local import hf_greedy, tokens
@@ -268,13 +267,14 @@ def test_rows_that_attend_in_parts_equal_rows_under_one_mask(
     monkeypatch.setattr(cache, "TOGETHER", together)
     sampling = Sampling(24, seed=3)
     calls: list[int] = []
-    attention = cache.ragged_attention
+    options = SlotCache.options
 
-    def counted(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        calls.append(len(kwargs["parts"]))
-        return attention(*args, **kwargs)
+    def counted(self: SlotCache) -> dict[str, Any]:
+        found = options(self)
+        calls.extend(len(parts) for parts in found.values())
+        return found
 
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, RAGGED_ROWS, counted)
+    monkeypatch.setattr(SlotCache, "options", counted)
     for max_rows in (3, 64):
         in_parts = make_engine(policy, max_rows=max_rows).generate(2 * prompts, sampling)
         assert (max(calls) > 1) == (together < 3)
@@ -335,11 +335,10 @@ def test_columns_take_memory_once_they_are_written_to(dtype: torch.dtype) -> Non
         columns = torch.ones(64, 4, width, 64, dtype=dtype)
         buffers.put(0, torch.arange(64), slice(width), columns, columns)
 
-    buffers = Buffers(64, 4096)
+    buffers, before = Buffers(64, 4096), resident()
     put(1)
     keys, values = buffers.keys[0], buffers.values[0]
     assert keys.dtype == dtype
-    before = resident()
     assert not keys[:, :, 1:].any()
     assert not values[:, :, 1:].any()
     put(64)
