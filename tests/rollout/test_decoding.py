@@ -5,25 +5,24 @@ from __future__ import annotations
 import gc
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
 
 from heed.errors import UserError
 from heed.models.attention import attending, is_replaceable
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
-from heed.rollout import cache, decoding, local, shared
-from heed.rollout.cache import Buffers, SlotCache, ragged_attention
+from heed.rollout import cache, decoding, local
+from heed.rollout.cache import Buffers, SlotCache, parts_for, ragged_attention
 from heed.rollout.local import LocalEngine, cache_bytes_per_token
 from heed.rollout.shared import SHARED_PROMPTS
 from tests.rollout.test_local import hf_greedy, tokens
@@ -41,12 +40,11 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> list[Buffers]:
     made: list[Buffers] = []
 
     class Recorded(Buffers):
-        def __init__(self, num_slots: int, capacity: int) -> None:
-            super().__init__(num_slots, capacity)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
             made.append(self)
 
-    monkeypatch.setattr(cache, "Buffers", Recorded)
-    monkeypatch.setattr(shared, "Buffers", Recorded)
+    monkeypatch.setattr(local, "Buffers", Recorded)
     return made
 
 
@@ -160,13 +158,60 @@ def test_the_cache_stays_within_its_bytes(
     for budget in (row, 2 * row, 4 * row - 1, 100 * row):
         stored.clear()
         assert tokens(make_engine(policy, cache_bytes=budget).generate(prompts, Sampling(10), n)) == expected
-        used.append(sum(buffer.nbytes for buffers in stored for buffer in buffers.keys + buffers.values))
+        sizes = [sum(buffer.nbytes for buffer in buffers.keys + buffers.values) for buffers in stored]
+        assert [buffers.huge_pages for buffers in stored] == [8 * size <= budget for size in sizes]
+        used.append(sum(sizes))
         assert used[-1] <= budget
     if n == 1:
         assert used == [row, 2 * row, 3 * row, 6 * row]
     else:  # of 18 rows that share 6 prompts of 17 tokens
         assert used[0] == row
         assert used[-1] == (18 * 10 + 6 * 17) * cache_bytes_per_token(policy)
+
+
+def test_slots_are_as_long_as_their_rows(
+    policy: LanguageModel, make_engine: MakeEngine, prompts: list[Prompt], stored: list[Buffers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "TOGETHER", 2)
+    engine = make_engine(policy)
+    engine.generate(prompts, Sampling(10))
+    lengths = sorted((len(ids) + 10 for ids in engine.renderer.encode_prompts(prompts)), reverse=True)
+    assert stored[0].parts == [(2, length) for length in lengths[::2]]
+    room = 2 * lengths[0] + 2 * lengths[2] + lengths[4]
+    for tokens_more, more in ((-1, []), (0, [(1, lengths[4])])):
+        assert parts_for(policy, lengths, room + tokens_more) == [(2, lengths[0]), (2, lengths[2]), *more]
+
+
+@given(data=st.data(), parts=st.lists(st.tuples(st.integers(1, 3), st.integers(2, 7)), min_size=1, max_size=3))
+def test_slots_hold_what_was_stored_in_them(data: st.DataObject, parts: list[tuple[int, int]]) -> None:
+    capacities = sorted((capacity for _, capacity in parts), reverse=True)
+    parts = [(num_slots, capacity) for (num_slots, _), capacity in zip(parts, capacities, strict=True)]
+    buffers = Buffers(parts, torch.device("cpu"))
+    capacity = [each for num_slots, each in parts for _ in range(num_slots)]
+    held: list[dict[int, float]] = [{} for _ in capacity]
+    number = 0.0
+    for _ in range(data.draw(st.integers(1, 6))):
+        slots = data.draw(st.lists(st.sampled_from(range(len(capacity))), min_size=1, unique=True))
+        lengths = [data.draw(st.integers(1, capacity[slot] - 1)) for slot in slots]
+        if held[slots[0]] and len(slots) > 1 and slots[1] < slots[0]:
+            buffers.copy(torch.tensor(slots[:1]), torch.tensor(slots[1:2]), len(held[slots[0]]))
+            held[slots[1]] = dict(held[slots[0]])
+            continue
+        states = number + torch.arange(len(slots) * max(lengths)).view(len(slots), 1, max(lengths), 1).expand(-1, 2, -1, 3).float()
+        columns = torch.arange(max(lengths))[None]  # those of shorter prompts hold padding at the end
+        buffers.put(0, buffers.lines(torch.tensor(slots), columns, 2), states, -states)
+        number += states.numel()
+        for i, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+            held[slot] = {column: float(states[i, 0, column, 0]) for column in range(length)}
+    if not buffers.keys:
+        return
+    for part, first in enumerate(buffers.first_slot[:-1]):
+        keys, values = buffers.part(0, part)
+        assert keys.shape == (parts[part][0], 2, parts[part][1], 3)
+        for slot in range(len(keys)):
+            for column, value in held[first + slot].items():
+                assert (keys[slot, :, column] == value).all()
+                assert (values[slot, :, column] == -value).all()
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -176,12 +221,11 @@ def test_the_cache_goes_with_its_call(
     made: list[weakref.ref[Buffers]] = []
 
     class Recorded(Buffers):
-        def __init__(self, num_slots: int, capacity: int) -> None:
-            super().__init__(num_slots, capacity)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
             made.append(weakref.ref(self))
 
-    monkeypatch.setattr(cache, "Buffers", Recorded)
-    monkeypatch.setattr(shared, "Buffers", Recorded)
+    monkeypatch.setattr(local, "Buffers", Recorded)
     gc.disable()  # or what is in a cycle would go by chance
     try:
         make_engine(policy).generate(prompts, Sampling(10), n)
@@ -258,20 +302,27 @@ def test_samples_that_share_a_prompt_equal_samples_that_do_not(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("together", [1, 2, 64])
+@pytest.mark.parametrize(("together", "chunk"), [(1, 1024), (2, 1024), (2, 3), (64, 1024)])
 def test_rows_that_attend_in_parts_equal_rows_under_one_mask(
-    family: str, together: int, make_policy: MakePolicy, make_engine: MakeEngine, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+    family: str,
+    together: int,
+    chunk: int,
+    make_policy: MakePolicy,
+    make_engine: MakeEngine,
+    prompts: list[Prompt],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     policy = make_policy(family)
     monkeypatch.setattr(policy, "eos_ids", tuple(range(2, 9)))
     monkeypatch.setattr(cache, "TOGETHER", together)
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", chunk)
     sampling = Sampling(24, seed=3)
     calls: list[int] = []
     options = SlotCache.options
 
     def counted(self: SlotCache) -> dict[str, Any]:
         found = options(self)
-        calls.extend(len(parts) for parts in found.values())
+        calls.extend(len(each.rows.parts) for each in found.values())
         return found
 
     monkeypatch.setattr(SlotCache, "options", counted)
@@ -296,8 +347,16 @@ def test_attention_of_ragged_rows_is_attention(lengths: list[int], together: int
     mask = torch.zeros(len(lengths), 1, 1, 20)
     for row, length in enumerate(lengths):
         mask[row, ..., length:] = -torch.inf
-    parts = [(slice(i, i + together), max(lengths[i : i + together])) for i in range(0, len(lengths), together)]
-    found, none = ragged_attention(None, query, key, value, mask, 0.3, parts)
+
+    class Stored:
+        def seen(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+            for start in range(0, len(lengths), together):
+                rows = slice(start, start + together)
+                width = max(lengths[rows])
+                yield rows, key[rows, :, :width], value[rows, :, :width]
+
+    newest = torch.empty(len(lengths), 2, 1, 8)
+    found, none = ragged_attention(None, query, newest, newest, mask, 0.3, cast(SlotCache, Stored()))
     assert none is None
     for row, length in enumerate(lengths):
         for head in range(2 * group):
@@ -310,15 +369,17 @@ def test_rows_read_no_columns_beyond_the_longest_of_their_part(
     policy: LanguageModel, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "TOGETHER", 2)
-    widths, attend = [], F.scaled_dot_product_attention
+    widths, seen = [], SlotCache.seen
 
-    def spy(query: Tensor, key: Tensor, *args: Any, **options: Any) -> Tensor:
-        widths.append((len(key), key.shape[2]))
-        return attend(query, key, *args, **options)
+    def spy(self: SlotCache) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        for rows, keys, values in seen(self):
+            assert keys.shape == values.shape
+            widths.append((len(keys), keys.shape[2]))
+            yield rows, keys, values
 
     questions = [Prompt("w5 " * length) for length in (20, 3, 18, 5)]
     engine = make_engine(policy)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr(SlotCache, "seen", spy)
     engine.generate(questions, Sampling(2))
     num_layers = policy.hf.config.num_hidden_layers
     lengths = [len(ids) for ids in engine.renderer.encode_prompts(questions)]
@@ -333,11 +394,11 @@ def test_columns_take_memory_once_they_are_written_to(dtype: torch.dtype) -> Non
 
     def put(width: int) -> None:
         columns = torch.ones(64, 4, width, 64, dtype=dtype)
-        buffers.put(0, torch.arange(64), slice(width), columns, columns)
+        buffers.put(0, buffers.lines(torch.arange(64), torch.arange(width)[None], 4), columns, columns)
 
-    buffers, before = Buffers(64, 4096), resident()
+    buffers, before = Buffers([(64, 4096)], torch.device("cpu")), resident()
     put(1)
-    keys, values = buffers.keys[0], buffers.values[0]
+    keys, values = buffers.part(0, 0)
     assert keys.dtype == dtype
     assert not keys[:, :, 1:].any()
     assert not values[:, :, 1:].any()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AttentionInterface, Cache
 
 from heed.models.attention import is_replaceable
@@ -18,62 +17,106 @@ from heed.models.language_model import LanguageModel
 RAGGED_ROWS = "heed_ragged_rows"
 """Of `ragged_attention`, to transformers."""
 TOGETHER = 16
-"""Rows that go through the attention of one call, as wide as the longest of them; 8 and 32 gain nothing beyond the noise."""
+"""Slots of one capacity, whose rows go through the attention of one call, as wide as the longest of them."""
+
+Part = tuple[int, int]
+"""How many slots lie side by side, and the columns that each of them has."""
 
 
 class Buffers:
-    """Per layer `[slots, heads, capacity, dim]` keys and values, allocated once, at the model's first forward."""
+    """Per layer the keys and values of some slots, allocated once, at the model's first forward.
 
-    def __init__(self, num_slots: int, capacity: int) -> None:
-        self.num_slots, self.capacity = num_slots, capacity
+    A slot is `[heads, capacity, dim]`; the slots of a part have one capacity and make one tensor. All of them are lines of `dim`
+    numbers, of which `lines` finds those of a token. In huge pages a cache is read and written faster; without them it takes memory
+    as it is written.
+    """
+
+    def __init__(self, parts: Sequence[Part], device: torch.device, *, huge_pages: bool = False) -> None:
+        self.parts, self.huge_pages = parts, huge_pages
+        self.first_slot = [0, *accumulate(num_slots for num_slots, _ in parts)]  # of each part, and the number of all
+        self.first_token = [0, *accumulate(num_slots * capacity for num_slots, capacity in parts)]
+        self.num_slots, self.num_tokens = self.first_slot[-1], self.first_token[-1]
+        self.capacity = torch.tensor([capacity for num_slots, capacity in parts for _ in range(num_slots)], device=device)
+        self.start = self.capacity.cumsum(0) - self.capacity
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    def put(self, layer: int, slots: Tensor, columns: Tensor | slice, keys: Tensor, values: Tensor) -> None:
-        """Store `[rows, heads, tokens, dim]`: the same columns of every slot, or one column for each."""
+    def lines(self, slots: Tensor, columns: Tensor, num_heads: int) -> Tensor:
+        """Where the tokens in these columns `[slots or 1, tokens]` are: `[slots, heads, tokens]`.
+
+        Padding beyond a slot's end comes to its last column, which no prompt reaches, and no row before its last token.
+        """
+        start, capacity = self.start[slots, None, None], self.capacity[slots, None, None]
+        heads = torch.arange(num_heads, device=slots.device)[:, None]
+        return start * num_heads + heads * capacity + columns[:, None].minimum(capacity - 1)
+
+    def put(self, layer: int, lines: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store `[slots, heads, tokens, dim]` in these lines."""
         if layer == len(self.keys):
             self.keys.append(self._allocate(keys))
             self.values.append(self._allocate(values))
-        if isinstance(columns, Tensor):
-            keys, values = keys[:, :, 0], values[:, :, 0]
-        self.keys[layer][slots, :, columns] = keys
-        self.values[layer][slots, :, columns] = values
+        for buffer, states in ((self.keys[layer], keys), (self.values[layer], values)):
+            buffer.index_copy_(0, lines.flatten(), states.reshape(-1, states.shape[3]))
+
+    def take(self, layer: int, lines: Tensor) -> tuple[Tensor, Tensor]:
+        """A copy of the keys and values in these lines."""
+        keys, values = (buffer[layer].index_select(0, lines.flatten()) for buffer in (self.keys, self.values))
+        return keys.view(*lines.shape, -1), values.view(*lines.shape, -1)
 
     def copy(self, sources: Tensor, targets: Tensor, width: int) -> None:
         """Copy the first `width` columns of some slots into others."""
+        if not self.keys:  # rows that end with their first token leave nothing behind
+            return
+        num_heads, columns = len(self.keys[0]) // self.num_tokens, torch.arange(width, device=sources.device)[None]
+        there, here = (self.lines(slots, columns, num_heads).flatten() for slots in (sources, targets))
         for buffer in self.keys + self.values:
-            buffer[targets, :, :width] = buffer[sources, :, :width]
+            buffer.index_copy_(0, here, buffer.index_select(0, there))
+
+    def part(self, layer: int, number: int) -> tuple[Tensor, Tensor]:
+        """The keys and the values of a part, `[slots, heads, capacity, dim]`."""
+        (num_slots, capacity), num_heads = self.parts[number], len(self.keys[0]) // self.num_tokens
+        lines = slice(*(num_heads * token for token in self.first_token[number : number + 2]))
+        keys, values = (buffer[layer][lines].view(num_slots, num_heads, capacity, -1) for buffer in (self.keys, self.values))
+        return keys, values
 
     def _allocate(self, states: Tensor) -> Tensor:
-        """Zeros, as a masked column weighs nothing, yet 0 * NaN would be NaN; on a CPU they take memory once they are written to."""
-        shape = self.num_slots, states.shape[1], self.capacity, states.shape[3]
+        """Lines of zeros, as a masked column weighs nothing, yet 0 * NaN would be NaN."""
+        shape = states.shape[1] * self.num_tokens, states.shape[3]
         if states.device.type != "cpu":
             return states.new_zeros(shape)
-        size = math.prod(shape) * states.element_size()
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages = mmap.mmap(-1, shape[0] * shape[1] * states.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if self.huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+            pages.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(pages, dtype=states.dtype).view(shape)
 
 
 class SlotCache(Cache):
     """Prompt and response of a row side by side in one slot: the token at position p lies in column p.
 
-    Rows in flight have the first slots; the last ones, which are free, hold prompts while they are read. A slot is ready for another row
-    without clearing. Before each forward say what it brings: `read` or `decode`, which return the attention mask to pass.
+    Rows in flight have the first slots. Prompts are read in the slots after them, where their rows then are, unless others have
+    left meanwhile. Rows come longest first, and no slot has more room than those before it, so that a row has room wherever it comes
+    to. A slot is ready for another row without clearing. Before each forward say what it brings: `read` or `decode`, which return
+    the attention mask to pass.
     """
 
-    def __init__(self, policy: LanguageModel, num_slots: int, capacity: int) -> None:
+    def __init__(self, policy: LanguageModel, rows: Buffers, prompts: Buffers | None = None) -> None:
         # To transformers this cache is always empty: prompts start at column 0, and whatever comes later has its own mask.
         super().__init__(layers=[])
         self.device, self.dtype = policy.device, policy.head()[0].dtype
-        self.columns = torch.arange(capacity, device=self.device)
-        self.rows = self.prompts = Buffers(num_slots, capacity)
+        self.rows, self.prompts = rows, prompts or rows
+        self.columns = torch.arange(max(capacity for _, capacity in (*rows.parts, *self.prompts.parts)), device=self.device)
         self.attention = RAGGED_ROWS  # in place of the model's own where there are options
-        self.parts: list[tuple[slice, int]] = []  # slots, and columns of the longest row in them
-        self.in_parts = self.device.type == "cpu" and is_replaceable(policy.hf.base_model)
+        self.in_parts = prompts is None and attends_in_parts(policy)
         self.num_live = 0
         self.width = 0  # columns that rows in flight have filled
-        self.where: tuple[Tensor, Tensor | slice] = self.columns[:0], slice(0)  # of the next forward's tokens
-        self.seen = slice(0), 0  # slots and columns that they attend to
+        self.ends: list[int] = []  # of each row in flight
+        self.reading = self.columns[:0]  # slots of the prompts that are being read
+        # Of the next forward: whether it decodes, where its tokens go, which lines that is, and up to where it reads earlier columns.
+        self.decoding = False
+        self.where = self.reading, self.columns[None, :0]
+        self.lines: Tensor | None = None
+        self.earlier = 0
+        self.layer = 0
 
     def free_prompts(self) -> Sequence[int]:
         """Slots that no row in flight has its prompt in."""
@@ -81,31 +124,31 @@ class SlotCache(Cache):
 
     def read(self, num_prompts: int, start: int, end: int) -> Tensor | None:
         """The next forward reads columns `start` to `end` of prompts whose earlier columns are there."""
-        num_slots = self.rows.num_slots
-        self.where = torch.arange(num_slots - num_prompts, num_slots, device=self.device), slice(start, end)
-        self.seen = slice(num_slots - num_prompts, num_slots), end
+        if not start:
+            self.reading = torch.tensor(self.free_prompts()[:num_prompts], device=self.device)
+        self.decoding, self.lines, self.earlier = False, None, end if start else 0
+        self.where = self.reading, self.columns[None, start:end]
         return self._causal(self.columns[start:end], end)[None, None] if start else None
 
     def enter(self, prompt: Tensor, lengths: Tensor, width: int) -> None:
         """Rows whose prompts, `width` columns and less, have just been read are in flight: for each, which one of the prompts."""
         first, self.num_live = self.num_live, self.num_live + len(prompt)
-        self.rows.copy(self.where[0][prompt], torch.arange(first, self.num_live, device=self.device), width)
+        sources, targets = self.reading[prompt], torch.arange(first, self.num_live, device=self.device)
+        if (moved := sources != targets).any():
+            self.rows.copy(sources[moved], targets[moved], width)
         self.width = max(self.width, width)
 
     def decode(self, position: Tensor, step: Tensor) -> Tensor:
         """The next forward reads one token of each row in flight: its position, and how many tokens its response has."""
         self.width += 1
-        self.where = torch.arange(self.num_live, device=self.device), position
-        self.seen = slice(self.num_live), self.width
+        self._write(position)
         if self.in_parts:
-            ends = [last + 1 for last in position.tolist()]
-            parts = [slice(i, i + TOGETHER) for i in range(0, len(ends), TOGETHER)]
-            self.parts = [(part, max(ends[part])) for part in parts]
+            self.ends = (position + 1).tolist()
         return self._causal(position, self.width)[:, None, None]
 
     def options(self) -> dict[str, Any]:
-        """What else to tell the model when it decodes."""
-        return {"parts": self.parts} if self.in_parts else {}
+        """What else to tell the model when it decodes; made anew, as kept it would keep the cache until cycles are collected."""
+        return {"ragged": self} if self.in_parts else {}
 
     def evict(self, gaps: Tensor, movers: Tensor, position: Tensor, step: Tensor) -> None:
         """Rows have ended; `movers` now fill the `gaps` among the first slots, which `position` and `step` tell of."""
@@ -116,9 +159,31 @@ class SlotCache(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store the new `[rows, heads, tokens, dim]` keys and values of a layer and return those to attend to."""
-        self.rows.put(layer_idx, *self.where, key_states, value_states)
-        slots, width = self.seen
-        return self.rows.keys[layer_idx][slots, :, :width], self.rows.values[layer_idx][slots, :, :width]
+        self.layer, num_heads = layer_idx, key_states.shape[1]
+        buffers = self.rows if self.decoding else self.prompts
+        if self.lines is None:
+            self.lines = buffers.lines(*self.where, num_heads)
+        buffers.put(layer_idx, self.lines, key_states, value_states)
+        if self.earlier:
+            return buffers.take(layer_idx, buffers.lines(self.reading, self.columns[None, : self.earlier], num_heads))
+        if self.decoding and not self.in_parts:
+            keys, values = buffers.part(layer_idx, 0)
+            return keys[: self.num_live, :, : self.width], values[: self.num_live, :, : self.width]
+        return key_states, value_states
+
+    def seen(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Rows in flight, part by part, with the keys and values of this layer that the longest of them attends to."""
+        for number, first in enumerate(self.rows.first_slot[:-1]):
+            if first < self.num_live:
+                rows = slice(first, min(self.rows.first_slot[number + 1], self.num_live))
+                width, num_rows = max(self.ends[rows]), rows.stop - first
+                keys, values = self.rows.part(self.layer, number)
+                yield rows, keys[:num_rows, :, :width], values[:num_rows, :, :width]
+
+    def _write(self, columns: Tensor) -> None:
+        """The next forward decodes, into one column of each row in flight."""
+        self.decoding, self.lines, self.earlier = True, None, 0
+        self.where = torch.arange(self.num_live, device=self.device), columns[:, None]
 
     def _causal(self, positions: Tensor, width: int) -> Tensor:
         """What tokens at these positions attend to, `[positions, width]`: 0, and -inf in columns after their own."""
@@ -126,31 +191,42 @@ class SlotCache(Cache):
         return mask.masked_fill_(self.columns[:width] > positions[:, None], -torch.inf)
 
 
+def attends_in_parts(policy: LanguageModel) -> bool:
+    """Whether rows attend in parts: on a CPU, whose kernel reads all columns that it is given, masked or not."""
+    return policy.device.type == "cpu" and is_replaceable(policy.hf.base_model)
+
+
+def parts_for(policy: LanguageModel, lengths: Sequence[int], num_tokens: int) -> list[Part]:
+    """Parts of a cache of this many tokens for rows of these lengths, longest first: for as many rows as it has room for."""
+    together = TOGETHER if attends_in_parts(policy) else len(lengths)
+    parts = []
+    for first in range(0, len(lengths), together):
+        num_slots = min(together, len(lengths) - first, num_tokens // lengths[first])
+        if num_slots:
+            parts.append((num_slots, lengths[first]))
+        if num_slots < together:
+            break
+        num_tokens -= num_slots * lengths[first]
+    return parts
+
+
 def ragged_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float | None,
-    parts: Sequence[tuple[slice, int]],
-    **kwargs: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, ragged: SlotCache, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Attention of one token per row to the columns before its end: `[rows, heads, 1, dim]` -> `[rows, 1, heads, dim]`.
 
-    `parts` are slices of rows with the columns that the longest of each has; the kernel for CPUs reads all columns that it is
-    given, masked or not. Heads that share keys are adjacent, and go through the kernel as that many queries.
+    Heads that share keys are adjacent, and go through the products as that many queries. On a CPU, products of batches of matrices
+    read a cache faster than the fused kernel does.
     """
     assert kwargs.get("position_bias") is None, "positions are in the queries and keys"
-    rows, heads, _, dim = query.shape
-    queries = query.view(rows, key.shape[1], -1, dim)
-    found = [
-        F.scaled_dot_product_attention(
-            queries[part], key[part, :, :width], value[part, :, :width], attn_mask=attention_mask[part, ..., :width], scale=scaling
-        )
-        for part, width in parts
-    ]
-    return torch.cat(found).view(rows, 1, heads, dim), None
+    num_rows, num_heads, _, dim = key.shape
+    queries = query.reshape(num_rows, num_heads, -1, dim)
+    found = torch.empty_like(queries)
+    for rows, keys, values in ragged.seen():
+        mask = attention_mask[rows, ..., : keys.shape[2]].expand(-1, num_heads, -1, -1).flatten(0, 1)
+        scores = torch.baddbmm(mask, queries[rows].flatten(0, 1), keys.flatten(0, 1).transpose(1, 2), alpha=scaling)
+        torch.bmm(scores.softmax(-1), values.flatten(0, 1), out=found[rows].flatten(0, 1))
+    return found.view(num_rows, 1, -1, dim), None
 
 
 AttentionInterface.register(RAGGED_ROWS, ragged_attention)

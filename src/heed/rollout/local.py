@@ -15,7 +15,7 @@ from heed.models.allocator import keep_freed_memory
 from heed.models.attention import is_replaceable
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
-from heed.rollout.cache import SlotCache
+from heed.rollout.cache import Buffers, Part, SlotCache, parts_for
 from heed.rollout.decoding import Decoding
 from heed.rollout.sampling import request_uniforms, row_uniforms
 from heed.rollout.shared import SharedCache
@@ -23,6 +23,9 @@ from heed.rollout.text import StopStrings, find_stop, pieces_until_stop, text_pi
 
 TOKENS_IN_FLIGHT = 2**16
 """Tokens that the key/value cache has room for, unless one row needs more: half as many took half the memory and 15 % more time."""
+
+HUGE_PAGES = 1 / 8
+"""Share of `cache_bytes` up to which a cache lies in huge pages, which take their memory at once."""
 
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size", "local": "window_size"}
 """Kinds of attention that see the last tokens only, and what configurations call how many."""
@@ -97,7 +100,8 @@ class LocalEngine:
         """A cache for as many rows as may be in flight, whose prompts stand apart where several rows share them."""
         prompt, response = max(map(len, prompts)), max(limits)
         shared = n > 1 and is_replaceable(self.policy.hf.base_model)
-        length = prompt + response if shared else max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True))
+        lengths = sorted((len(ids) + limit for ids, limit in zip(prompts, limits, strict=True)), reverse=True)
+        length = prompt + response if shared else lengths[0]
         token_bytes = cache_bytes_per_token(self.policy)
         if length * token_bytes > self.cache_bytes:
             raise UserError(
@@ -110,11 +114,17 @@ class LocalEngine:
             tokens = min(tokens, max(length, TOKENS_IN_FLIGHT))
         max_rows = min(len(prompts) * n, self.max_rows or tokens)
         if not shared:
-            return SlotCache(self.policy, min(max_rows, tokens // length), length)
+            rows = [each for each in lengths for _ in range(n)][:max_rows]
+            return SlotCache(self.policy, self._buffers(parts_for(self.policy, rows, tokens)))
         # As many prompts again as the rows make up: the next ones enter while the last rows of the ones before are in flight.
         groups = tokens // (n * response + 2 * prompt)
-        rows = min(max_rows, groups * n or min(n, (tokens - prompt) // response))
-        return SharedCache(self.policy, rows, min(len(prompts), max(1, 2 * min(groups, -(-rows // n)))), prompt, response)
+        num_rows = min(max_rows, groups * n or min(n, (tokens - prompt) // response))
+        num_prompts = min(len(prompts), max(1, 2 * min(groups, -(-num_rows // n))))
+        return SharedCache(self.policy, self._buffers([(num_rows, response)]), self._buffers([(num_prompts, prompt)]))
+
+    def _buffers(self, parts: Sequence[Part]) -> Buffers:
+        size = sum(num_slots * capacity for num_slots, capacity in parts) * cache_bytes_per_token(self.policy)
+        return Buffers(parts, self.policy.device, huge_pages=size <= self.cache_bytes * HUGE_PAGES)
 
     def _room(self, prompt: tuple[int, ...]) -> int:
         """How many tokens may follow a prompt."""

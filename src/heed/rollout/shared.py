@@ -18,41 +18,33 @@ SHARED_PROMPTS = "heed_shared_prompts"
 class SharedCache(SlotCache):
     """Slots for prompts, and slots for the responses of rows in flight, each of which knows its prompt's slot."""
 
-    def __init__(self, policy: LanguageModel, num_slots: int, num_prompts: int, prompt_length: int, response_length: int) -> None:
-        super().__init__(policy, num_slots, max(prompt_length, response_length))
-        self.rows, self.prompts = Buffers(num_slots, response_length), Buffers(num_prompts, prompt_length)
+    def __init__(self, policy: LanguageModel, rows: Buffers, prompts: Buffers) -> None:
+        super().__init__(policy, rows, prompts)
         self.attention = SHARED_PROMPTS
-        self.home = torch.zeros(num_slots, dtype=torch.long, device=self.device)  # per row: the slot of its prompt
-        self.reading = self.home[:0]  # slots of the prompts that are being read
+        self.home = torch.zeros(rows.num_slots, dtype=torch.long, device=self.device)  # per row: the slot of its prompt
         self.place = self.home[:0]  # per row in flight: which of its prompt's rows it is
         self.most = 0  # rows of one prompt
-        self.lengths = torch.zeros(num_prompts, dtype=torch.long, device=self.device)
-        self.layer = self.num_homes = self.prompt_width = 0
+        self.lengths = torch.zeros(prompts.num_slots, dtype=torch.long, device=self.device)
+        self.num_homes = self.prompt_width = 0
 
     def free_prompts(self) -> list[int]:
         taken = set(self.home[: self.num_live].tolist())
         return [slot for slot in range(self.prompts.num_slots) if slot not in taken]
 
-    def read(self, num_prompts: int, start: int, end: int) -> Tensor | None:
-        if not start:
-            self.reading = torch.tensor(self.free_prompts()[:num_prompts], device=self.device)
-        self.where = self.reading, slice(start, end)
-        return self._causal(self.columns[start:end], end)[None, None] if start else None
-
     def enter(self, prompt: Tensor, lengths: Tensor, width: int) -> None:
         first, self.num_live = self.num_live, self.num_live + len(prompt)
-        self.home[first : self.num_live] = self.where[0][prompt]
-        self.lengths[self.where[0]] = lengths
+        self.home[first : self.num_live] = self.reading[prompt]
+        self.lengths[self.reading] = lengths
         self._group()
 
     def decode(self, position: Tensor, step: Tensor) -> Tensor:
         self.width += 1
-        self.where = torch.arange(self.num_live, device=self.device), step - 1
+        self._write(step - 1)
         prompts = self._causal(self.lengths[self.home[: self.num_live]] - 1, self.prompt_width)
         return torch.cat([prompts, self._causal(step - 1, self.width)], dim=1)[:, None, None]
 
     def options(self) -> dict[str, Any]:
-        return {"shared": self}  # made anew: kept, it would keep the cache until cycles are collected
+        return {"shared": self}
 
     def evict(self, gaps: Tensor, movers: Tensor, position: Tensor, step: Tensor) -> None:
         if len(gaps):
@@ -61,17 +53,6 @@ class SharedCache(SlotCache):
         self.num_live = len(step)
         self.width = int(step.max()) - 1 if self.num_live else 0
         self._group()
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.layer, (slots, columns) = layer_idx, self.where
-        if isinstance(columns, slice):
-            self.prompts.put(layer_idx, slots, columns, key_states, value_states)
-            if not columns.start:
-                return key_states, value_states
-            return self.prompts.keys[layer_idx][slots, :, : columns.stop], self.prompts.values[layer_idx][slots, :, : columns.stop]
-        self.rows.put(layer_idx, slots, columns, key_states, value_states)
-        live = slice(self.num_live), slice(None), slice(self.width)
-        return self.rows.keys[layer_idx][live], self.rows.values[layer_idx][live]
 
     def _group(self) -> None:
         """Number the rows of each prompt."""
@@ -96,8 +77,7 @@ def shared_attention(
     assert kwargs.get("position_bias") is None, "positions are in the queries and keys"
     rows, kv_heads, width, dim = key.shape
     slots, length = shared.num_homes, shared.prompt_width
-    prompt_keys = shared.prompts.keys[shared.layer][:slots, :, :length].flatten(0, 1)
-    prompt_values = shared.prompts.values[shared.layer][:slots, :, :length].flatten(0, 1)
+    prompt_keys, prompt_values = (x[:slots, :, :length].flatten(0, 1) for x in shared.prompts.part(shared.layer, 0))
     member = shared.home[:rows], slice(None), shared.place
     queries = query.view(rows, kv_heads, -1, dim) * scaling
     group = queries.shape[2]
