@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
@@ -41,6 +42,11 @@ class Buffers:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
+    @property
+    def num_heads(self) -> int:
+        """Heads that keys have, once there are some."""
+        return len(self.keys[0]) // self.num_tokens
+
     def lines(self, slots: Tensor, columns: Tensor, num_heads: int) -> Tensor:
         """Where the tokens in these columns `[slots or 1, tokens]` are: `[slots, heads, tokens]`.
 
@@ -67,16 +73,16 @@ class Buffers:
         """Copy the first `width` columns of some slots into others."""
         if not self.keys:  # rows that end with their first token leave nothing behind
             return
-        num_heads, columns = len(self.keys[0]) // self.num_tokens, torch.arange(width, device=sources.device)[None]
-        there, here = (self.lines(slots, columns, num_heads).flatten() for slots in (sources, targets))
+        columns = torch.arange(width, device=sources.device)[None]
+        there, here = (self.lines(slots, columns, self.num_heads).flatten() for slots in (sources, targets))
         for buffer in self.keys + self.values:
             buffer.index_copy_(0, here, buffer.index_select(0, there))
 
     def part(self, layer: int, number: int) -> tuple[Tensor, Tensor]:
         """The keys and the values of a part, `[slots, heads, capacity, dim]`."""
-        (num_slots, capacity), num_heads = self.parts[number], len(self.keys[0]) // self.num_tokens
-        lines = slice(*(num_heads * token for token in self.first_token[number : number + 2]))
-        keys, values = (buffer[layer][lines].view(num_slots, num_heads, capacity, -1) for buffer in (self.keys, self.values))
+        num_slots, capacity = self.parts[number]
+        lines = slice(*(self.num_heads * token for token in self.first_token[number : number + 2]))
+        keys, values = (buffer[layer][lines].view(num_slots, self.num_heads, capacity, -1) for buffer in (self.keys, self.values))
         return keys, values
 
     def _allocate(self, states: Tensor) -> Tensor:
@@ -85,8 +91,9 @@ class Buffers:
         if states.device.type != "cpu":
             return states.new_zeros(shape)
         pages = mmap.mmap(-1, shape[0] * shape[1] * states.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if self.huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
-            pages.madvise(mmap.MADV_HUGEPAGE)
+        if self.huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # it is advice alone, and a kernel may know no such pages
+                pages.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(pages, dtype=states.dtype).view(shape)
 
 
