@@ -8,6 +8,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from heed.errors import UserError
 from heed.models import LoRAConfig, load_policy, load_reward_model
@@ -111,6 +112,12 @@ def test_family_that_caps_its_logits(make_folder: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="changes its logits") as error:
         load_policy(make_folder("gemma2", final_logit_softcapping=5.0))
     one_line(error)
+
+
+def test_family_whose_forwards_differ(make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x) * (1 + 1e-4 * torch.rand(())))
+    load_policy(make_folder("llama"))
 
 
 def test_dtype_of_weights(make_folder: Callable[..., Path]) -> None:
