@@ -128,13 +128,15 @@ def svg_plots(name: str) -> Any:
 
 def plot(file: Path, name: str, values: list[int], results: list[dict[str, Any]]) -> None:
     """Tokens a second and memory of both sides."""
-    pyplot = svg_plots(name)
+    pyplot, ticker = svg_plots(name), importlib.import_module("matplotlib.ticker")
     figure, panels = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
     for panel, measure, label in zip(panels, ("tokens_per_second", "above_idle_mb"), ("tokens / s", "MB above idle"), strict=True):
         for side, title in (("heed", "heed"), ("peers", results[0]["peer"])):
             panel.plot(values, [result[side][measure] for result in results], marker="o", label=title)
         panel.set(xscale="log", yscale="log", xlabel=name.partition(" by ")[2], ylabel=label, xticks=values, xticklabels=values)
         panel.minorticks_off()
+        panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
         panel.grid(alpha=0.3)
         panel.legend()
     figure.savefig(file, metadata={"Date": None})
