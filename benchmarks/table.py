@@ -150,7 +150,7 @@ def label_section(record: dict[str, Any]) -> list[str]:
     lines = ["## The labelling app", "", f"`{record['command']}` at {record['commit']}, {record['machine']['cores']} cores.", ""]
     heads = ["database", "annotators at once", "saves", "save, median", "99th percentile", "page, median", "lost", "given twice"]
     lines += [row(heads), row("---" for _ in heads)]
-    for kind in kinds.keys() & results.keys():
+    for kind in (kind for kind in kinds if kind in results):
         load = results[kind]["load"]
         saves = [f"{load[f'save_{what}_ms']:.0f} ms (wanted {aims[f'save_{what}_ms']})" for what in ("median", "p99")]
         counts = [load["lost"], load["duplicate_leases"]]
