@@ -146,22 +146,22 @@ def plot(file: Path, name: str, values: list[int], results: list[dict[str, Any]]
 def label_section(record: dict[str, Any]) -> list[str]:
     """The labelling app under load, and over a full store."""
     results, aims = record["results"], record["results"]["targets"]
-    kinds = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+    kinds = {kind: name for kind, name in (("sqlite", "SQLite"), ("postgresql", "PostgreSQL")) if kind in results}
     lines = ["## The labelling app", "", f"`{record['command']}` at {record['commit']}, {record['machine']['cores']} cores.", ""]
     heads = ["database", "annotators at once", "saves", "save, median", "99th percentile", "page, median", "lost", "given twice"]
     lines += [row(heads), row("---" for _ in heads)]
-    for kind in (kind for kind in kinds if kind in results):
+    for kind in kinds:
         load = results[kind]["load"]
         saves = [f"{load[f'save_{what}_ms']:.0f} ms (wanted {aims[f'save_{what}_ms']})" for what in ("median", "p99")]
         counts = [load["lost"], load["duplicate_leases"]]
         lines.append(row([kinds[kind], load["annotators"], f"{load['saves']:,}", *saves, f"{load['page_median_ms']:.0f} ms", *counts]))
     heads = [
         f"page over {results['judgements']:,} judgements",
-        *(f"{kinds[kind]}, first / median / slowest" for kind in kinds if kind in results),
+        *(f"{name}, first / median / slowest" for name in kinds.values()),
     ]
     lines += ["", row(heads), row("---" for _ in heads)]
     for page in results["sqlite"]["pages"]:
-        lines.append(row([page, *(page_cell(results[kind]["pages"][page]) for kind in kinds if kind in results)]))
+        lines.append(row([page, *(page_cell(results[kind]["pages"][page]) for kind in kinds)]))
     return [*lines, "", f"Wanted: pages within {aims['page_ms']} ms, the dashboard within {aims['dashboard_ms']} ms.", ""]
 
 
