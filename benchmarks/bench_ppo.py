@@ -53,7 +53,8 @@ def result(
     for i in counted:
         body, whole = flops.body(prompts[i], [responses[i]]), flops.language_model(prompts[i], [responses[i]])
         critic = 0 if shared else training * body
-        total += 2 * whole + 2 * body + training * whole + critic  # sampling, reference; reward, values; updates
+        reward = flops.body(prompts[i], [responses[i]], scores=True)
+        total += 2 * whole + reward + body + training * whole + critic  # sampling, reference; reward; values; updates
     return meter.result(tokens=sum(responses[i] for i in counted), items=EPOCHS * case["steps"], flops=total)
 
 

@@ -47,7 +47,7 @@ def work(items: list[PreferencePair | Ranking], rendering: Renderer, case: dict[
         responses = item.responses if isinstance(item, Ranking) else (item.chosen, item.rejected)
         encoded = [rendering.encode(item.prompt, response) for response in responses]
         prompt = encoded[0].prompt_length
-        total += TRAINING * flops.body(prompt, [len(s.ids) - prompt for s in encoded])
+        total += TRAINING * flops.body(prompt, [len(s.ids) - prompt for s in encoded], scores=True)
         tokens += sum(len(rendering.encode(p.prompt, response).ids) for p in pairs_of(item) for response in (p.chosen, p.rejected))
     return {"tokens": tokens, "items": case["steps"], "flops": total}
 

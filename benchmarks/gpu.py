@@ -104,7 +104,7 @@ class Bench:
         for pair in pairs[:batch]:
             both = [renderer.encode(pair.prompt, response) for response in (pair.chosen, pair.rejected)]
             prompt, lengths = both[0].prompt_length, [len(s.ids) - both[0].prompt_length for s in both]
-            needed += TRAINING * (flops.language_model if method == "dpo" else flops.body)(prompt, lengths)
+            needed += TRAINING * (flops.language_model(prompt, lengths) if method == "dpo" else flops.body(prompt, lengths, scores=True))
             tokens += sum(len(s.ids) for s in both)
         return self.training(run, tokens, needed)
 
@@ -119,7 +119,8 @@ class Bench:
             train_ppo(policy, policy.reference(), critic, self.renderer(policy), ModelReward(reward_model), prompts, config, run)
         flops = Flops.of(policy.model.config)
         whole, body = flops.language_model(PROMPT_TOKENS, [64]), flops.body(PROMPT_TOKENS, [64])
-        return self.training(run, 64 * size, size * (2 + config.epochs * (TRAINING - 1)) * (whole + body))
+        reward = flops.body(PROMPT_TOKENS, [64], scores=True)
+        return self.training(run, 64 * size, size * (whole + reward + (1 + config.epochs * (TRAINING - 1)) * (whole + body)))
 
 
 def model_folder(shape: str, device: str) -> Path:

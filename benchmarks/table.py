@@ -26,8 +26,9 @@ heed and its peers take turns on one machine, each measurement in a process of i
 and number of updates. *Speed* is heed's tokens a second over the peer's, the median over repetitions with the lowest and highest in
 brackets. *Memory* is the highest resident memory above that of the idle process (imports done, weights loaded), as a share of the peer's;
 *peak MB* is that of the whole processes. *Share of matmul* is the operations that the work needs (every distinct token once, no padding,
-logits where they are asked for) over the time, as a share of what a plain matrix product reaches in the same process. What each side is
-told to do stands at the top of each script. Shapes: `stories260k` is a trained model; `7m`, `30m` (Llama) and `gpt2` (124M) are random.
+logits where they are asked for, the last layer beyond its keys and values where its states are read) over the time, as a share of what a
+plain matrix product reaches in the same process. What each side is told to do stands at the top of each script.
+Shapes: `stories260k` is a trained model; `7m`, `30m` (Llama) and `gpt2` (124M) are random.
 """
 
 

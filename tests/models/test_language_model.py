@@ -158,7 +158,8 @@ def test_checkpointing_really_recomputes(make_folder: Callable[..., Path], batch
     calls = []
     for checkpointing in (False, True):
         policy = load_policy(make_folder("llama"), device="cpu", gradient_checkpointing=checkpointing)
-        assert policy.backbone.shares_prompts  # which takes some calls of its own to find out
+        assert policy.backbone.shares_prompts
+        assert policy.backbone.reads_out  # both take some calls of their own to find out
         seen: list[int] = []
         policy.backbone.body.layers[0].self_attn.register_forward_hook(lambda *_, seen=seen: seen.append(1))
         policy.logprobs(batch)[0].sum().backward()

@@ -247,8 +247,8 @@ def test_a_value_head_owns_its_head_alone_and_its_gradient_reaches_the_policy(
     assert len(expected) > 2
     policy.model.zero_grad(set_to_none=True)
     critic.head.zero_grad(set_to_none=True)
-    together = critic.values_of(policy.hidden(batch))
-    torch.testing.assert_close(together, apart)
+    together = critic.values_of(policy.hidden(batch, batch.before_response))
+    torch.testing.assert_close(together[batch.response_mask], apart[batch.response_mask])
     together[batch.response_mask].square().sum().backward()
     for name, parameter in (policy.trainable() | critic.trainable()).items():
         torch.testing.assert_close(parameter.grad, expected.get(name), msg=name)

@@ -166,7 +166,7 @@ def kl_to_reference(
         batch = collate([sequences[i] for i in members], policy.pad_id, policy.device)
         mask = batch.response_mask
         (weight, bias), (ref_weight, ref_bias) = policy.head(), reference.head()
-        hidden, ref_hidden = policy.hidden(batch), reference.hidden(batch)
+        hidden, ref_hidden = (model.hidden(batch, batch.before_response) for model in (policy, reference))
         per_token = kl.sequence_exact_kl(hidden, weight, ref_hidden, ref_weight, mask, bias=bias, ref_bias=ref_bias)
         own, _ = logprobs.sequence_logprobs(hidden, weight, batch.ids, mask, bias=bias)
         other, _ = logprobs.sequence_logprobs(ref_hidden, ref_weight, batch.ids, mask, bias=ref_bias)

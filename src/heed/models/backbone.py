@@ -15,11 +15,13 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.functional import cast_adapter_dtype
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from heed.errors import require
-from heed.models.attention import attending, fastest_attention
+from heed.models.attention import attending, fastest_attention, is_replaceable
 from heed.models.batch import TokenBatch
+from heed.models.readout import Readout, reading_out
 from heed.models.sharing import SharedPrompts, share_prompts
 
 PROBE = TokenBatch(
@@ -66,13 +68,17 @@ class Backbone:
         self._trained: list[str] = []
         self._active: str | None = None
 
-    def hidden(self, batch: TokenBatch) -> Tensor:
+    def hidden(self, batch: TokenBatch, read: Tensor | None = None) -> Tensor:
         """Last hidden states `[B, T, D]` with whatever adapter is active; a prompt that adjacent rows share is run once.
 
-        Padding is on the right and attention looks left: no token sees padding, so rows apart need no attention mask.
+        Padding is on the right and attention looks left: no token sees padding, so rows apart need no attention mask. Where `read`
+        `[B, T]` is given, the states that it does not mark mean nothing, and the last layer is spared most of their arithmetic.
         """
         shared = share_prompts(batch, self.hidden_size) if self.shares_prompts else None
-        return self._run(batch.ids) if shared is None else self._run_shared(shared)
+        if shared is None:
+            return self._run(batch.ids, what=None if read is None else self._readout(read))
+        what = None if read is None else self._readout(shared.pack(read), shared.visible)
+        return shared.unpack(self._run_shared(shared, what))
 
     @property
     def hidden_size(self) -> int:
@@ -84,29 +90,57 @@ class Backbone:
 
         Tried on two responses: neither may see the other, to the last bit, and both must come out as they do alone.
         """
-        config = self.body.config
-        plain = not ({*(getattr(config, "layer_types", None) or ())} - {"full_attention"} or getattr(config, "sliding_window", None))
-        known = getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
-        if not (plain and known and "position_ids" in signature(self.body.forward).parameters and config.vocab_size > 10):
+        known = getattr(self.body.config, "_attn_implementation", None) in ("sdpa", "eager")
+        if not (known and self._looks_left and "position_ids" in signature(self.body.forward).parameters):
             return False
         batch = PROBE.to(next(self.body.parameters()).device)
         changed = 4 * batch.response_mask[:1].repeat(2, 1)
         changed[1] = 0
         other = replace(batch, ids=batch.ids + changed)
-        with self._as_now(self._active, False, config._attn_implementation), torch.no_grad():
+        with self._as_now(self._active, False, self.body.config._attn_implementation), torch.no_grad():
             layouts = (share_prompts(each, self.hidden_size) for each in (batch, other))
-            found, beside_other = (self._run_shared(shared) for shared in layouts if shared)
+            found, beside_other = (shared.unpack(self._run_shared(shared)) for shared in layouts if shared)
             alone = self._run(batch.ids)
-        tolerance = max(1e-4, 8 * torch.finfo(found.dtype).eps) * alone.abs().max()
-        return torch.equal(found[1], beside_other[1]) and bool((found - alone).abs().max() <= tolerance)
+        return torch.equal(found[1], beside_other[1]) and _is_same(found, alone)
 
-    def _run(self, ids: Tensor, **arguments: Tensor) -> Tensor:
-        return self.body(input_ids=ids, use_cache=False, **arguments).last_hidden_state
+    @cached_property
+    def reads_out(self) -> bool:
+        """Whether the last layer can be run for those tokens alone whose states are read: tried, and they come out as they do with all."""
+        if not (self._looks_left and is_replaceable(self.body) and len(self._decoder_layers) == self.body.config.num_hidden_layers):
+            return False
+        batch = PROBE.to(next(self.body.parameters()).device)
+        what = Readout.of(batch.before_response)
+        assert what is not None, "two tokens of five"
+        with self._as_now(self._active, False, self.body.config._attn_implementation), torch.no_grad():
+            alone = self._run(batch.ids)
+            try:
+                found = self._run(batch.ids, what)
+            except TypeError:  # a layer that keeps what it is told from its attention
+                return False
+        return _is_same(found[batch.before_response], alone[batch.before_response])
 
-    def _run_shared(self, shared: SharedPrompts) -> Tensor:
+    @property
+    def _looks_left(self) -> bool:
+        """Whether every token sees all tokens before it; and the probes' ids are words."""
+        config = self.body.config
+        windows = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"} or getattr(config, "sliding_window", None)
+        return not windows and config.vocab_size > 10
+
+    @cached_property
+    def _decoder_layers(self) -> list[GradientCheckpointingLayer]:
+        return [m for m in self.body.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+    def _readout(self, read: Tensor, visible: Tensor | None = None) -> Readout | None:
+        return Readout.of(read, visible) if self.reads_out else None
+
+    def _run(self, ids: Tensor, what: Readout | None = None, **arguments: Tensor) -> Tensor:
+        with nullcontext() if what is None else reading_out(self._decoder_layers[-1], self.body.config, what):
+            return self.body(input_ids=ids, use_cache=False, **arguments).last_hidden_state
+
+    def _run_shared(self, shared: SharedPrompts, what: Readout | None = None) -> Tensor:
         mask = shared.mask(next(self.body.parameters()).dtype)
         with attending(self.body.config, fastest_attention(self.body, mask)):
-            return shared.unpack(self._run(shared.ids, position_ids=shared.positions, attention_mask=mask))
+            return self._run(shared.ids, what, position_ids=shared.positions, attention_mask=mask)
 
     def activate(self, adapter: str | None, *, training: bool) -> None:
         """Let this adapter alone act; None switches all of them off."""
@@ -199,6 +233,12 @@ class Backbone:
                 yield
         finally:
             self.activate(adapter_before, training=training_before)
+
+
+def _is_same(found: Tensor, expected: Tensor) -> bool:
+    """Equal but for rounding."""
+    tolerance = max(1e-4, 8 * torch.finfo(found.dtype).eps) * expected.abs().max()
+    return bool((found - expected).abs().max() <= tolerance)
 
 
 @torch.no_grad()

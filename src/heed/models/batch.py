@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from heed.records import TokenSequence
 
@@ -26,6 +27,11 @@ class TokenBatch:
     def num_tokens(self) -> int:
         """How many response tokens there are."""
         return int(self.response_mask.sum())
+
+    @property
+    def before_response(self) -> Tensor:
+        """True on the tokens whose states predict a response token: the left neighbours of those, `[B, T]`."""
+        return F.pad(self.response_mask[:, 1:], (0, 1))
 
     @property
     def last_response_index(self) -> Tensor:

@@ -35,7 +35,7 @@ class LanguageModel(Role):
         Aligned with the target token; zeros off the response.
         """
         weight, bias = self.head()
-        hidden = self.hidden(batch)
+        hidden = self.hidden(batch, batch.before_response)
         return sequence_logprobs(
             hidden, weight, batch.ids, batch.response_mask, bias=bias, temperature=temperature, with_entropy=with_entropy
         )

@@ -47,12 +47,12 @@ class Role:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def hidden(self, batch: TokenBatch) -> Tensor:
-        """Last hidden states after the final norm, `[B, T, D]`; those of padding mean nothing."""
+    def hidden(self, batch: TokenBatch, read: Tensor | None = None) -> Tensor:
+        """Last hidden states after the final norm, `[B, T, D]`; those of padding, or not marked in `read` `[B, T]`, mean nothing."""
         training = torch.is_grad_enabled() and not self.frozen
         self.backbone.activate(self.adapter, training=training)
         with torch.set_grad_enabled(training):
-            return self.backbone.hidden(batch)
+            return self.backbone.hidden(batch, read)
 
     def token_budget(self, max_tokens: int | None) -> int:
         """Tokens in one micro-batch: as many as told or, where nothing is, as the device does best."""

@@ -43,15 +43,17 @@ class ScalarModel(Role):
         """Each response's score, `[B]`: read at its last response token, or pooled as the encoder does."""
         if self.is_encoder:
             return self._encoded(batch)
-        hidden = self.hidden(batch)
-        rows = torch.arange(len(hidden), device=hidden.device)
-        return self._read(hidden[rows, batch.last_response_index])
+        last = F.one_hot(batch.last_response_index, batch.ids.shape[1]).bool()
+        return self._read(self.hidden(batch, last)[last])
 
     def values(self, batch: TokenBatch) -> Tensor:
-        """The value before each token, `[B, T]`, read where the token is predicted; ValueError for an encoder."""
+        """The value before each response token, `[B, T]`, read where the token is predicted; ValueError for an encoder.
+
+        Those before other tokens mean nothing.
+        """
         if self.is_encoder:
             raise ValueError("an encoder sees the whole response at once and has no value before a token")
-        return self.values_of(self.hidden(batch))
+        return self.values_of(self.hidden(batch, batch.before_response))
 
     def values_of(self, hidden: Tensor) -> Tensor:
         """The value before each token from the hidden states of a batch that were computed already: `[B, T, D]` -> `[B, T]`."""

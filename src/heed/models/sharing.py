@@ -32,6 +32,12 @@ class SharedPrompts:
         # Indexing would do, but its backward pass is ten times slower.
         return F.embedding(self.place, hidden.flatten(0, 1))
 
+    def pack(self, marked: Tensor) -> Tensor:
+        """Which tokens of the rows `[R, W]` are marked in the batch `[B, T]`, True for those of a prompt that any of its rows marks."""
+        found = marked.new_zeros(self.ids.shape)
+        found.view(-1)[self.place[marked]] = True
+        return found
+
     def mask(self, dtype: torch.dtype) -> Tensor:
         """What attention scores are raised by: 0, or -inf for what is not visible; `[R, 1, W, W]`."""
         return torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device).masked_fill_(~self.visible, -torch.inf)

@@ -192,7 +192,7 @@ class PolicyTerms(NamedTuple):
     """What the losses of a micro-batch are made of, from one forward pass of the policy."""
 
     hidden: Tensor
-    """`[B, T, D]`."""
+    """At the tokens that predict the response, `[B, T, D]`."""
     logprobs: Tensor
     """Of every response token, `[B, T]`."""
     entropy: Tensor | None
@@ -210,11 +210,12 @@ def policy_terms(
     change between a forward pass and its backward.
     """
     kl_in_loss = config.kl_in == "loss" and kl_coef > 0
+    sequences = tokens(batch)
     ref_hidden = None
     if kl_in_loss and config.kl_estimator == "exact":
         with torch.no_grad():
-            ref_hidden = reference.hidden(tokens(batch))
-    hidden = policy.hidden(tokens(batch))
+            ref_hidden = reference.hidden(sequences, sequences.before_response)
+    hidden = policy.hidden(sequences, sequences.before_response)
     weight, bias = policy.head()
     mask, temperature = batch.response_mask, config.temperature
     logprobs, entropy = sequence_logprobs(hidden, weight, batch.ids, mask, bias=bias, temperature=temperature, with_entropy=with_entropy)
@@ -273,9 +274,9 @@ def exact_kl(policy: LanguageModel, reference: LanguageModel, batch: TokenBatch,
     The reference runs first: with LoRA it is the same backbone with its adapter off.
     """
     with torch.no_grad():
-        ref_hidden = reference.hidden(batch)
+        ref_hidden = reference.hidden(batch, batch.before_response)
     ref_weight, ref_bias = reference.head()
-    hidden = policy.hidden(batch)
+    hidden = policy.hidden(batch, batch.before_response)
     weight, bias = policy.head()
     return sequence_exact_kl(
         hidden, weight, ref_hidden, ref_weight, batch.response_mask, bias=bias, ref_bias=ref_bias, temperature=temperature
@@ -305,8 +306,8 @@ def rollout_metrics(
     for members in policy.micro_batches(sample, config.max_tokens):
         batch = collate([sample[i] for i in members], policy.pad_id, policy.device)
         with state.autocast():
-            ref_hidden, (ref_weight, ref_bias) = reference.hidden(batch), reference.head()
-            hidden, (weight, bias) = policy.hidden(batch), policy.head()
+            ref_hidden, (ref_weight, ref_bias) = reference.hidden(batch, batch.before_response), reference.head()
+            hidden, (weight, bias) = policy.hidden(batch, batch.before_response), policy.head()
             counted, temperature = batch.response_mask, config.temperature
             logprobs, per_token = sequence_logprobs(
                 hidden, weight, batch.ids, counted, bias=bias, temperature=temperature, with_entropy=True
