@@ -124,13 +124,25 @@ def test_log_probabilities_values_and_scores_do_not_depend_on_it(folder: Path, b
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_under_bf16_autocast_it_is_as_near_as_bf16_is(make_folder: Callable[..., Path], batch: TokenBatch) -> None:
-    policy = load_policy(make_folder("llama"), device="cpu")
+def test_under_bf16_autocast_it_is_as_near_as_bf16_is(folder: Path, batch: TokenBatch) -> None:
+    policy = load_policy(folder, device="cpu")
     read = batch.before_response
+    assert policy.backbone.reads_out
     exact = policy.hidden(batch).detach()[read]
     with torch.autocast("cpu", torch.bfloat16):
         near = policy.hidden(batch, read).detach().float()[read]
     torch.testing.assert_close(near, exact, rtol=0.1, atol=0.1)
+
+
+def test_a_body_is_tried_in_its_own_precision_whoever_asks_first(make_folder: Callable[..., Path]) -> None:
+    policy = load_policy(make_folder("llama"), device="cpu")
+    rounded: list[bool] = []
+    policy.backbone.body.norm.register_forward_hook(lambda *_: rounded.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert policy.backbone.reads_out
+        assert policy.backbone.shares_prompts
+    assert rounded
+    assert not any(rounded)
 
 
 @pytest.fixture

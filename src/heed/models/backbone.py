@@ -97,7 +97,7 @@ class Backbone:
         changed = 4 * batch.response_mask[:1].repeat(2, 1)
         changed[1] = 0
         other = replace(batch, ids=batch.ids + changed)
-        with self._as_now(self._active, False, self.body.config._attn_implementation), torch.no_grad():
+        with self._trial():
             layouts = (share_prompts(each, self.hidden_size) for each in (batch, other))
             found, beside_other = (shared.unpack(self._run_shared(shared)) for shared in layouts if shared)
             alone = self._run(batch.ids)
@@ -111,7 +111,7 @@ class Backbone:
         batch = PROBE.to(next(self.body.parameters()).device)
         what = Readout.of(batch.before_response)
         assert what is not None, "two tokens of five"
-        with self._as_now(self._active, False, self.body.config._attn_implementation), torch.no_grad():
+        with self._trial():
             alone = self._run(batch.ids)
             try:
                 found = self._run(batch.ids, what)
@@ -223,6 +223,14 @@ class Backbone:
 
     def _recomputation(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), self._as_now(self._active, self.body.training, self.body.config._attn_implementation)
+
+    @contextmanager
+    def _trial(self) -> Iterator[None]:
+        """Runs that are compared: as the body is now, without gradients, dropout, or roundings of whoever asks first."""
+        device = next(self.body.parameters()).device.type
+        as_now = self._as_now(self._active, False, self.body.config._attn_implementation)
+        with as_now, torch.no_grad(), torch.autocast(device, enabled=False):
+            yield
 
     @contextmanager
     def _as_now(self, adapter: str | None, training: bool, attention: str) -> Iterator[None]:
