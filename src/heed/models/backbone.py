@@ -76,9 +76,9 @@ class Backbone:
         """
         shared = share_prompts(batch, self.hidden_size) if self.shares_prompts else None
         if shared is None:
-            return self._run(batch.ids, what=None if read is None else self._readout(read))
-        what = None if read is None else self._readout(shared.pack(read), shared.visible)
-        return shared.unpack(self._run_shared(shared, what))
+            return self._run(batch.ids, readout=None if read is None else self._readout(read))
+        readout = None if read is None else self._readout(shared.pack(read), shared.visible)
+        return shared.unpack(self._run_shared(shared, readout))
 
     @property
     def hidden_size(self) -> int:
@@ -109,12 +109,12 @@ class Backbone:
         if not (self._looks_left and is_replaceable(self.body) and len(self._decoder_layers) == self.body.config.num_hidden_layers):
             return False
         batch = PROBE.to(next(self.body.parameters()).device)
-        what = Readout.of(batch.before_response)
-        assert what is not None, "two tokens of five"
+        readout = Readout.of(batch.before_response)
+        assert readout is not None, "two tokens of five"
         with self._trial():
             alone = self._run(batch.ids)
             try:
-                found = self._run(batch.ids, what)
+                found = self._run(batch.ids, readout)
             except TypeError:  # a layer that keeps what it is told from its attention
                 return False
         return _is_same(found[batch.before_response], alone[batch.before_response])
@@ -133,14 +133,14 @@ class Backbone:
     def _readout(self, read: Tensor, visible: Tensor | None = None) -> Readout | None:
         return Readout.of(read, visible) if self.reads_out else None
 
-    def _run(self, ids: Tensor, what: Readout | None = None, **arguments: Tensor) -> Tensor:
-        with nullcontext() if what is None else reading_out(self._decoder_layers[-1], self.body.config, what):
+    def _run(self, ids: Tensor, readout: Readout | None = None, **arguments: Tensor) -> Tensor:
+        with nullcontext() if readout is None else reading_out(self._decoder_layers[-1], self.body.config, readout):
             return self.body(input_ids=ids, use_cache=False, **arguments).last_hidden_state
 
-    def _run_shared(self, shared: SharedPrompts, what: Readout | None = None) -> Tensor:
+    def _run_shared(self, shared: SharedPrompts, readout: Readout | None = None) -> Tensor:
         mask = shared.mask(next(self.body.parameters()).dtype)
         with attending(self.body.config, fastest_attention(self.body, mask)):
-            return self._run(shared.ids, what, position_ids=shared.positions, attention_mask=mask)
+            return self._run(shared.ids, readout, position_ids=shared.positions, attention_mask=mask)
 
     def activate(self, adapter: str | None, *, training: bool) -> None:
         """Let this adapter alone act; None switches all of them off."""

@@ -66,28 +66,28 @@ class _KeysAndValuesKnown(Exception):
 
 
 @contextmanager
-def reading_out(layer: GradientCheckpointingLayer, config: Any, what: Readout) -> Iterator[None]:
+def reading_out(layer: GradientCheckpointingLayer, config: Any, readout: Readout) -> Iterator[None]:
     """Within, this layer gives the states of the tokens that are read, and others that mean nothing: `[R, W, D]` -> `[R, W, D]`.
 
     It runs twice: for all tokens up to its attention, then for those that are read, with the keys and values of all.
     """
-    width = what.visible.shape[-1]
+    width = readout.visible.shape[-1]
 
     def narrow(layer: GradientCheckpointingLayer, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         config._attn_implementation = READOUT
         checkpointing, layer.gradient_checkpointing = layer.gradient_checkpointing, False  # not a forward that never ends
         try:
-            layer.forward(*args, **options, readout=what)
+            layer.forward(*args, **options, readout=readout)
         except _KeysAndValuesKnown:
             pass
         finally:
             layer.gradient_checkpointing = checkpointing
         told = {name: options[name] for name in ("position_ids", "position_embeddings") if options.get(name) is not None}
-        taken = {name: tuple(map(what.take, value)) if isinstance(value, tuple) else what.take(value) for name, value in told.items()}
-        return (what.take(args[0]), *args[1:]), options | taken | {"readout": what}
+        taken = {name: tuple(map(readout.take, value)) if isinstance(value, tuple) else readout.take(value) for name, value in told.items()}
+        return (readout.take(args[0]), *args[1:]), options | taken | {"readout": readout}
 
     def widen(layer: GradientCheckpointingLayer, args: tuple[Any, ...], states: Tensor) -> Tensor:
-        return what.put(states, width)
+        return readout.put(states, width)
 
     before, after = layer.register_forward_pre_hook(narrow, with_kwargs=True), layer.register_forward_hook(widen)
     with attending(config, config._attn_implementation), before, after:
