@@ -3,14 +3,16 @@
     python benchmarks/gpu.py rollout-64 | rollout-512 | reward-model | dpo | ppo
 
 A Llama in the shape of 1B parameters with random weights in bf16, prompts of made-up words, and the tokenizer that heed ships. Each part
-warms up once and times what follows; it prints one line of JSON with tokens a second, the device's peak memory, and the share of its bf16
-matrix products. `rollout-*` also times transformers' `generate` on the same prompts. `--device cpu --shape 7m` tries it without a GPU.
+warms up once and times what follows; it prints one line of JSON with the card's name, tokens a second, the device's peak memory, and the
+share of its bf16 matrix products. `rollout-*` also times transformers' `generate` on the same prompts, and gives the share of the memory's
+bandwidth: each step reads all weights once, and of every row the keys and values so far. `--device cpu --shape 7m` tries it without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import random
 import time
 from collections.abc import Callable
@@ -30,6 +32,7 @@ from heed.models import LanguageModel, LoRAConfig, critic_from, load_policy, new
 from heed.records import PreferencePair, Prompt, Sampling
 from heed.rewards.model import ModelReward
 from heed.rollout import LocalEngine
+from heed.rollout.local import cache_bytes_per_token
 from heed.training.dpo import DPOConfig, train_dpo
 from heed.training.ppo import PPOConfig, train_ppo
 from heed.training.reward_model import RewardModelConfig, train_reward_model
@@ -58,11 +61,11 @@ class Bench:
     def pairs(self, count: int) -> list[PreferencePair]:
         return [PreferencePair(Prompt(self.text(60)), self.text(30), self.text(30)) for _ in range(count)]
 
-    def rollout(self, rows: int) -> dict[str, Any]:
-        rows //= self.scale
-        policy, prompts = self.policy(), [Prompt(self.text(80)) for _ in range(rows)]
+    def rollout(self, num_rows: int) -> dict[str, Any]:
+        num_rows //= self.scale
+        policy, prompts = self.policy(), [Prompt(self.text(80)) for _ in range(num_rows)]
         renderer = self.renderer(policy)
-        engine = LocalEngine(policy, renderer, seed=0, max_rows=rows)
+        engine = LocalEngine(policy, renderer, seed=0, max_rows=num_rows)
         ids = [list(each) for each in renderer.encode_prompts(prompts)]
         config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=True, top_k=0, pad_token_id=0, eos_token_id=list(policy.eos_ids))
         batch = {name: tensor.to(self.device) for name, tensor in left_padded(ids, 0).items()}
@@ -70,7 +73,14 @@ class Bench:
         peer = self.timed(lambda: policy.hf.generate(**batch, generation_config=config)[:, len(batch["input_ids"][0]) :].numel())
         flops = Flops.of(policy.model.config)
         needed = sum(flops.language_model(len(each), [NEW_TOKENS]) for each in ids)
-        return {"heed": self.row(*heed, needed), "generate": self.row(*peer, needed)}
+        cached = sum(NEW_TOKENS * len(each) + NEW_TOKENS * (NEW_TOKENS - 1) / 2 for each in ids)
+        weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+        read = NEW_TOKENS * weights + cached * cache_bytes_per_token(policy)
+        rate = bandwidth(self.device)
+        found = {"heed": self.row(*heed, needed), "generate": self.row(*peer, needed)}
+        for row in found.values():
+            row["share_of_bandwidth"] = read / row["seconds"] / rate
+        return found | {"gb_per_second": rate / 1e9}
 
     def timed(self, work: Callable[[], int]) -> tuple[int, float, float]:
         """Tokens, seconds and peak memory of the second of two calls."""
@@ -160,6 +170,20 @@ def matmul_rate(device: str) -> float:
     return repetitions * 2 * size**3 / (time.perf_counter() - start)
 
 
+def bandwidth(device: str) -> float:
+    """Bytes a second that a copy reads and writes."""
+    size, repetitions = (2**30, 20) if device == "cuda" else (2**26, 3)
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repetitions):
+        target.copy_(source)
+    synchronize(device)
+    return repetitions * 2 * size / (time.perf_counter() - start)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("rollout-64", "rollout-512", "reward-model", "dpo", "ppo"))
@@ -170,7 +194,8 @@ def main() -> None:
     bench = Bench(options)
     name, _, rows = options.part.partition("-")
     found = bench.rollout(int(rows)) if name == "rollout" else bench.ppo() if name == "ppo" else bench.preferences(options.part)
-    print(json.dumps({"part": options.part, "device": options.device, "torch": torch.__version__} | found))
+    card = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    print(json.dumps({"part": options.part, "card": card, "torch": torch.__version__} | found))
 
 
 if __name__ == "__main__":
