@@ -39,8 +39,8 @@ class Flops:
         attended = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in responses)
         read = len(responses) if scores else 1 + sum(n - 1 for n in responses)
         seen = sum(prompt + n for n in responses) if scores else prompt + sum((n - 1) * (prompt + n / 2) for n in responses)
-        one = self.matrix / self.layers
-        weights = (self.matrix - one + self.keys_values) * tokens + (one - self.keys_values) * read
+        spared = self.matrix / self.layers - self.keys_values
+        weights = (self.matrix - spared) * tokens + spared * read
         return 2.0 * weights + 4.0 * self.hidden * ((self.layers - 1) * attended + seen)
 
     def head(self, tokens: int) -> float:

@@ -61,11 +61,11 @@ class Bench:
     def pairs(self, count: int) -> list[PreferencePair]:
         return [PreferencePair(Prompt(self.text(60)), self.text(30), self.text(30)) for _ in range(count)]
 
-    def rollout(self, num_rows: int) -> dict[str, Any]:
-        num_rows //= self.scale
-        policy, prompts = self.policy(), [Prompt(self.text(80)) for _ in range(num_rows)]
+    def rollout(self, rows: int) -> dict[str, Any]:
+        rows //= self.scale
+        policy, prompts = self.policy(), [Prompt(self.text(80)) for _ in range(rows)]
         renderer = self.renderer(policy)
-        engine = LocalEngine(policy, renderer, seed=0, max_rows=num_rows)
+        engine = LocalEngine(policy, renderer, seed=0, max_rows=rows)
         ids = [list(each) for each in renderer.encode_prompts(prompts)]
         config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=True, top_k=0, pad_token_id=0, eos_token_id=list(policy.eos_ids))
         batch = {name: tensor.to(self.device) for name, tensor in left_padded(ids, 0).items()}

@@ -55,23 +55,23 @@ def test_what_is_read_is_taken_and_put_back(read: list[list[bool]], seed: int) -
     num_rows, width = marked.shape
     generator = torch.Generator().manual_seed(seed)
     visible = torch.rand(num_rows, 1, width, width, generator=generator) < 0.5
-    what = Readout.of(marked, visible)
-    if what is None:
+    readout = Readout.of(marked, visible)
+    if readout is None:
         assert 4 * marked.sum(1).max() >= 3 * width
         return
     states, alike = torch.randn(num_rows, width, 2, generator=generator, requires_grad=True), torch.randn(1, width, 2, generator=generator)
-    found = what.put(what.take(states), width)
+    found = readout.put(readout.take(states), width)
     assert torch.equal(found[marked], states[marked])
     (gradient,) = torch.autograd.grad((found * marked[..., None]).sum(), states)
     assert torch.equal(gradient, marked[..., None].expand_as(states).float())
-    assert torch.equal(what.put(what.take(alike), width)[marked], alike.expand_as(states)[marked])
+    assert torch.equal(readout.put(readout.take(alike), width)[marked], alike.expand_as(states)[marked])
     positions = torch.arange(width)
-    assert torch.equal(what.take(positions[None]), what.take(positions.expand(num_rows, -1)))
-    for row, columns in enumerate(what.take(positions[None]).tolist()):
+    assert torch.equal(readout.take(positions[None]), readout.take(positions.expand(num_rows, -1)))
+    for row, columns in enumerate(readout.take(positions[None]).tolist()):
         assert len(set(columns)) == len(columns)
         assert {*marked[row].nonzero()[:, 0].tolist()} <= {*columns}
         for i, column in enumerate(columns):
-            assert torch.equal(what.visible[row, 0, i], visible[row, 0, column])
+            assert torch.equal(readout.visible[row, 0, i], visible[row, 0, column])
     looking_left = Readout.of(marked)
     assert looking_left is not None
     for row, columns in enumerate(looking_left.take(positions[None]).tolist()):
@@ -184,7 +184,7 @@ def test_layers_that_see_less_than_all_before_run_for_all(make_folder: Callable[
     assert not load_policy(make_folder("qwen2", **windows), device="cpu").backbone.reads_out
 
 
-def test_who_chose_another_attention_has_it(make_folder: Callable[..., Path], batch: TokenBatch) -> None:
+def test_who_chose_another_attention_has_it(make_folder: Callable[..., Path]) -> None:
     policy = load_policy(make_folder("llama"), device="cpu")
     with attending(policy.hf.config, "eager"):
         assert not policy.backbone.reads_out

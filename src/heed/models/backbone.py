@@ -76,8 +76,8 @@ class Backbone:
         """
         shared = share_prompts(batch, self.hidden_size) if self.shares_prompts else None
         if shared is None:
-            return self._run(batch.ids, readout=None if read is None else self._readout(read))
-        readout = None if read is None else self._readout(shared.pack(read), shared.visible)
+            return self._run(batch.ids, self._readout(read))
+        readout = self._readout(None if read is None else shared.pack(read), shared.visible)
         return shared.unpack(self._run_shared(shared, readout))
 
     @property
@@ -130,8 +130,8 @@ class Backbone:
     def _decoder_layers(self) -> list[GradientCheckpointingLayer]:
         return [m for m in self.body.modules() if isinstance(m, GradientCheckpointingLayer)]
 
-    def _readout(self, read: Tensor, visible: Tensor | None = None) -> Readout | None:
-        return Readout.of(read, visible) if self.reads_out else None
+    def _readout(self, read: Tensor | None, visible: Tensor | None = None) -> Readout | None:
+        return None if read is None or not self.reads_out else Readout.of(read, visible)
 
     def _run(self, ids: Tensor, readout: Readout | None = None, **arguments: Tensor) -> Tensor:
         with nullcontext() if readout is None else reading_out(self._decoder_layers[-1], self.body.config, readout):

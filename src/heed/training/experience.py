@@ -210,12 +210,12 @@ def policy_terms(
     change between a forward pass and its backward.
     """
     kl_in_loss = config.kl_in == "loss" and kl_coef > 0
-    sequences = tokens(batch)
+    sampled = tokens(batch)
     ref_hidden = None
     if kl_in_loss and config.kl_estimator == "exact":
         with torch.no_grad():
-            ref_hidden = reference.hidden(sequences, sequences.before_response)
-    hidden = policy.hidden(sequences, sequences.before_response)
+            ref_hidden = reference.hidden(sampled, sampled.before_response)
+    hidden = policy.hidden(sampled, sampled.before_response)
     weight, bias = policy.head()
     mask, temperature = batch.response_mask, config.temperature
     logprobs, entropy = sequence_logprobs(hidden, weight, batch.ids, mask, bias=bias, temperature=temperature, with_entropy=with_entropy)
