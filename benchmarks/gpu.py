@@ -4,8 +4,9 @@
 
 A Llama in the shape of 1B parameters with random weights in bf16, prompts of made-up words, and the tokenizer that heed ships. Each part
 warms up once and times what follows; it prints one line of JSON with the card's name, tokens a second, the device's peak memory, and the
-share of its bf16 matrix products. `rollout-*` also times transformers' `generate` on the same prompts, and gives the share of the memory's
-bandwidth: each step reads all weights once, and of every row the keys and values so far. `--device cpu --shape 7m` tries it without a GPU.
+share of its bf16 matrix products. `rollout-*` also times heed without graphs and transformers' `generate` on the same prompts, and gives
+the share of the memory's bandwidth: each step reads all weights once, and of every row the keys and values so far. `--device cpu --shape
+7m` tries it without a GPU.
 """
 
 from __future__ import annotations
@@ -69,7 +70,13 @@ class Bench:
         ids = [list(each) for each in renderer.encode_prompts(prompts)]
         config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=True, top_k=0, pad_token_id=0, eos_token_id=list(policy.eos_ids))
         batch = {name: tensor.to(self.device) for name, tensor in left_padded(ids, 0).items()}
-        heed = self.timed(lambda: sum(len(r.response_ids) for r in engine.generate(prompts, Sampling(max_new_tokens=NEW_TOKENS))))
+
+        def sample() -> int:
+            return sum(len(rollout.response_ids) for rollout in engine.generate(prompts, Sampling(max_new_tokens=NEW_TOKENS)))
+
+        heed = self.timed(sample)
+        engine.graphs = False
+        plain = self.timed(sample)
         peer = self.timed(lambda: policy.hf.generate(**batch, generation_config=config)[:, len(batch["input_ids"][0]) :].numel())
         flops = Flops.of(policy.model.config)
         needed = sum(flops.language_model(len(each), [NEW_TOKENS]) for each in ids)
@@ -77,7 +84,7 @@ class Bench:
         weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
         read = NEW_TOKENS * weights + cached * cache_bytes_per_token(policy)
         rate = bandwidth(self.device)
-        found = {"heed": self.row(*heed, needed), "generate": self.row(*peer, needed)}
+        found = {"heed": self.row(*heed, needed), "without_graphs": self.row(*plain, needed), "generate": self.row(*peer, needed)}
         for row in found.values():
             row["share_of_bandwidth"] = read / row["seconds"] / rate
         return found | {"gb_per_second": rate / 1e9}

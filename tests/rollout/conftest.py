@@ -66,11 +66,11 @@ def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Langu
     """A policy of a family; the same arguments give the same object."""
 
     @cache
-    def make(family: str, vocab_size: int = 100, lora: LoRAConfig | None = None, **changes: Any) -> LanguageModel:
+    def make(family: str, vocab_size: int = 100, lora: LoRAConfig | None = None, device: str = "cpu", **changes: Any) -> LanguageModel:
         folder: Path = tmp_path_factory.mktemp(family)
         tiny_model(family, vocab_size, **changes).save_pretrained(folder)
         word_tokenizer(vocab_size).save_pretrained(folder)
-        policy = load_policy(folder, lora=lora, device="cpu")
+        policy = load_policy(folder, lora=lora, device=device)
         policy.tokenizer = word_tokenizer(vocab_size)  # transformers insists on a Qwen2 having Qwen2's own
         return policy
 

@@ -19,6 +19,8 @@ RAGGED_ROWS = "heed_ragged_rows"
 """Of `ragged_attention`, to transformers."""
 TOGETHER = 16
 """Slots of one capacity, whose rows go through the attention of one call, as wide as the longest of them."""
+COLUMNS = 32
+"""Of which a forward of a graph looks at a multiple."""
 
 Part = tuple[int, int]
 """How many slots lie side by side, and the columns that each of them has."""
@@ -102,11 +104,14 @@ class SlotCache(Cache):
 
     Rows in flight have the first slots. Prompts are read in the slots after them, where their rows then are, unless others have
     left meanwhile. Rows come longest first, and no slot has more room than those before it, so that a row has room wherever it comes
-    to. A slot is ready for another row without clearing. Before each forward say what it brings: `read` or `decode`, which return
-    the attention mask to pass.
+    to. A slot is ready for another row without clearing. Before each forward say what it brings: `read`, or `advance` and
+    `decode`; `read` and `decode` return the attention mask to pass.
+
+    With `graphs` a decoding forward does on the host nothing but what follows from its sizes, and these are rounded up, so that they
+    change rarely: slots without a row fill the batch up.
     """
 
-    def __init__(self, policy: LanguageModel, rows: Buffers, prompts: Buffers | None = None) -> None:
+    def __init__(self, policy: LanguageModel, rows: Buffers, prompts: Buffers | None = None, *, graphs: bool = False) -> None:
         # To transformers this cache is always empty: prompts start at column 0, and whatever comes later has its own mask.
         super().__init__(layers=[])
         self.device, self.dtype = policy.device, policy.head()[0].dtype
@@ -114,6 +119,7 @@ class SlotCache(Cache):
         self.columns = torch.arange(max(capacity for _, capacity in (*rows.parts, *self.prompts.parts)), device=self.device)
         self.attention = RAGGED_ROWS  # in place of the model's own where there are options
         self.in_parts = prompts is None and attends_in_parts(policy)
+        self.graphs = graphs
         self.num_live = 0
         self.width = 0  # columns that rows in flight have filled
         self.ends: list[int] = []  # of each row in flight
@@ -145,13 +151,30 @@ class SlotCache(Cache):
             self.rows.copy(sources[moved], targets[moved], width)
         self.width = max(self.width, width)
 
-    def decode(self, position: Tensor, step: Tensor) -> Tensor:
-        """The next forward reads one token of each row in flight: its position, and how many tokens its response has."""
+    @property
+    def num_rows(self) -> int:
+        """Slots that a decoding forward reads tokens of."""
+        return self.fit(self.num_live, self.rows.num_slots)
+
+    @property
+    def num_columns(self) -> int:
+        """Columns that a decoding forward looks at."""
+        return self.fit(self.width, self.rows.parts[0][1], COLUMNS)
+
+    def advance(self, position: Tensor) -> None:
+        """Each row in flight goes on by one token, at these positions."""
         self.width += 1
-        self._write(position)
         if self.in_parts:
             self.ends = (position + 1).tolist()
-        return self._causal(position, self.width)[:, None, None]
+
+    def sizes(self) -> tuple[int, ...]:
+        """All that a decoding forward does follows from these, and from tensors."""
+        return self.num_rows, self.num_columns
+
+    def decode(self, position: Tensor, step: Tensor) -> Tensor:
+        """The next forward reads one token of each of `num_rows` slots: its position, and how many tokens its response has."""
+        self._write(position)
+        return self._causal(position, self.num_columns)[:, None, None]
 
     def options(self) -> dict[str, Any]:
         """What else to tell the model when it decodes; made anew, as kept it would keep the cache until cycles are collected."""
@@ -175,7 +198,7 @@ class SlotCache(Cache):
             return buffers.take(layer_idx, buffers.lines(self.reading, self.columns[None, : self.earlier], num_heads))
         if self.decoding and not self.in_parts:
             keys, values = buffers.part(layer_idx, 0)
-            return keys[: self.num_live, :, : self.width], values[: self.num_live, :, : self.width]
+            return keys[: self.num_rows, :, : self.num_columns], values[: self.num_rows, :, : self.num_columns]
         return key_states, value_states
 
     def seen(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -187,15 +210,25 @@ class SlotCache(Cache):
                 keys, values = self.rows.part(self.layer, number)
                 yield rows, keys[:num_rows, :, :width], values[:num_rows, :, :width]
 
+    def fit(self, size: int, largest: int, unit: int = 1) -> int:
+        """A size of a decoding forward, rounded up where there are graphs."""
+        return min(rounded(size, unit), largest) if self.graphs else size
+
     def _write(self, columns: Tensor) -> None:
-        """The next forward decodes, into one column of each row in flight."""
+        """The next forward decodes, into one column of each of the first slots."""
         self.decoding, self.lines, self.earlier = True, None, 0
-        self.where = torch.arange(self.num_live, device=self.device), columns[:, None]
+        self.where = torch.arange(len(columns), device=self.device), columns[:, None]
 
     def _causal(self, positions: Tensor, width: int) -> Tensor:
         """What tokens at these positions attend to, `[positions, width]`: 0, and -inf in columns after their own."""
         mask = torch.zeros(len(positions), width, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(self.columns[:width] > positions[:, None], -torch.inf)
+
+
+def rounded(size: int, unit: int = 1) -> int:
+    """Up to a multiple of `unit` and of an eighth of the next power of two: less than a quarter more, or less than a unit."""
+    unit = max(unit, 1 << max(0, (size - 1).bit_length() - 3))
+    return -(-size // unit) * unit
 
 
 def attends_in_parts(policy: LanguageModel) -> bool:

@@ -19,6 +19,7 @@ from heed.models.attention import attending
 from heed.models.language_model import LanguageModel
 from heed.records import Sampling
 from heed.rollout.cache import SlotCache
+from heed.rollout.graphs import Graphs
 from heed.rollout.sampling import sample
 from heed.rollout.text import StopStrings
 
@@ -58,9 +59,10 @@ class Decoding:
         sampling: Sampling,
         cache: SlotCache,
         stop: StopStrings | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
-        """`limits` holds the tokens each prompt's responses may have; the cache has room for them."""
-        self.policy, self.sampling, self.cache, self.stop = policy, sampling, cache, stop
+        """`limits` holds the tokens each prompt's responses may have; the cache has room for them, and is for graphs where they are."""
+        self.policy, self.sampling, self.cache, self.stop, self.graphs = policy, sampling, cache, stop, graphs
         device = policy.device
         self.num_slots = cache.rows.num_slots
         self.num_live = 0
@@ -73,17 +75,19 @@ class Decoding:
         self.reading: deque[Reading] = deque()
         self.read_last = False
         self.eos = torch.tensor(policy.eos_ids, dtype=torch.long, device=device)
-        # per row
-        self.limits = torch.tensor(limits, device=device).repeat_interleave(num_samples)
-        self.uniforms = uniforms.to(device)
-        self.ids = torch.full(uniforms.shape, -1, device=device)
-        self.logprobs = torch.zeros(uniforms.shape, device=device)
+        # per row, and a last line for what slots without a row draw
+        self.limits = F.pad(torch.tensor(limits, device=device).repeat_interleave(num_samples), (0, 1))
+        self.uniforms = F.pad(uniforms, (0, 0, 0, 1)).to(device)
+        self.ids = torch.full(self.uniforms.shape, -1, device=device)
+        self.logprobs = torch.zeros(self.ids.shape, device=device)
         num_top = min(sampling.top_logprobs, policy.head()[0].shape[0])
-        self.top_ids = torch.zeros(*uniforms.shape, num_top, dtype=torch.long, device=device)
-        self.top_logprobs = torch.zeros(*uniforms.shape, num_top, device=device)
-        # per slot: the row in it, its newest token, that token's position, and how many tokens it has sampled
-        self.slots = torch.zeros(4, self.num_slots, dtype=torch.long, device=device)
-        self.row, self.token, self.position, self.step = self.slots
+        self.top_ids = torch.zeros(*self.ids.shape, num_top, dtype=torch.long, device=device)
+        self.top_logprobs = torch.zeros(*self.ids.shape, num_top, device=device)
+        # per slot: the row in it, its newest token, that token's position, how many tokens it has sampled, and how many each step adds
+        slot = torch.zeros(self.num_slots, dtype=torch.long, device=device)
+        self.empty = torch.stack([slot + len(uniforms), slot, cache.rows.capacity - 1, slot + 1, slot])
+        self.slots = self.empty.clone()
+        self.row, self.token, self.position, self.step, self.stride = self.slots
         self.finished = torch.zeros(self.num_slots, dtype=torch.bool, device=device)
         penalised = sampling.repetition_penalty != 1
         self.seen = torch.zeros(self.num_slots, len(policy.head()[0]), dtype=torch.bool, device=device) if penalised else None
@@ -102,7 +106,7 @@ class Decoding:
         self._evict()
         if self.num_live or self.waiting or self.reading:
             return True
-        if not self.logprobs.isfinite().all():
+        if not self.logprobs[:-1].isfinite().all():
             raise UserError("the policy's probabilities are not finite", fix="lower the learning rate, or use fp32")
         return False
 
@@ -151,21 +155,31 @@ class Decoding:
         self.cache.enter(source, lengths, len(reading.prompts[0]))
         self.row[slots] = torch.tensor([row for rows in reading.rows for row in rows], device=device)
         self.position[slots] = lengths[source] - 1
-        self.step[slots] = 0
+        self.step[slots], self.stride[slots] = 0, 1
         if self.seen is not None:
             self.seen[slots] = False
             for i, prompt in enumerate(reading.prompts):
                 self.seen[slots][:, list(prompt)] |= (source == i)[:, None]
         last = hidden[torch.arange(num_prompts, device=device), lengths - 1 - start]
         self._draw(self._logits(last)[source], slots)
+        self._end_at_stop_strings(slots)
 
     def _decode(self) -> None:
         """Read the newest token of every row in flight and sample the next one."""
-        live = slice(self.num_live)
-        position = self.position[live]
-        mask = self.cache.decode(position, self.step[live])
-        hidden = self._hidden(self.token[live, None], position[:, None], mask, **self.cache.options())
-        self._draw(self._logits(hidden[:, 0]), live)
+        self.cache.advance(self.position[: self.num_live])
+        if self.graphs is None:
+            self._step()
+        else:
+            self.graphs.run(self.cache.sizes(), self._step)
+        self._end_at_stop_strings(slice(self.num_live))
+
+    def _step(self) -> None:
+        """What of a step is the same for all of one size, with every tensor in its place."""
+        slots = slice(self.cache.num_rows)
+        position = self.position[slots]
+        mask = self.cache.decode(position, self.step[slots])
+        hidden = self._hidden(self.token[slots, None], position[:, None], mask, **self.cache.options())
+        self._draw(self._logits(hidden[:, 0]), slots)
 
     def _draw(self, logits: Tensor, slots: slice) -> None:
         row, step = self.row[slots], self.step[slots]
@@ -179,11 +193,13 @@ class Decoding:
         if self.seen is not None:
             self.seen[slots].scatter_(1, token[:, None], True)
         self.token[slots] = token
-        self.position[slots] += 1
-        self.step[slots] += 1
-        self.finished[slots] = torch.isin(token, self.eos) | (self.step[slots] == self.limits[row])
+        self.slots[2:4, slots] += self.stride[slots]
+        self.finished[slots] = (token[:, None] == self.eos).any(-1) | (self.step[slots] == self.limits[row])
+
+    def _end_at_stop_strings(self, slots: slice) -> None:
         if self.stop is not None:
-            self.finished[slots] |= torch.tensor(self.stop.ended(row.tolist(), token.tolist()), device=token.device)
+            ended = self.stop.ended(self.row[slots].tolist(), self.token[slots].tolist())
+            self.finished[slots] |= torch.tensor(ended, device=self.finished.device)
 
     def _evict(self) -> None:
         """Free the slots of finished rows and close the gaps with the last rows in flight, so that the batch shrinks."""
@@ -194,6 +210,7 @@ class Decoding:
         gaps = finished[:num_live].nonzero()[:, 0]
         movers = num_live + (~finished[num_live:]).nonzero()[:, 0]
         self.slots[:, gaps] = self.slots[:, movers]
+        self.slots[:, num_live : self.num_live] = self.empty[:, num_live : self.num_live]
         if self.seen is not None:
             self.seen[gaps] = self.seen[movers]
         finished.zero_()

@@ -17,6 +17,7 @@ from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
 from heed.rollout.cache import Buffers, Part, SlotCache, parts_for
 from heed.rollout.decoding import Decoding
+from heed.rollout.graphs import Graphs
 from heed.rollout.sampling import request_uniforms, row_uniforms
 from heed.rollout.shared import SharedCache
 from heed.rollout.text import StopStrings, find_stop, pieces_until_stop, text_pieces, until_stop
@@ -38,7 +39,7 @@ class LocalEngine:
     prompt or response takes `cache_bytes_per_token`; in flight are as many rows as fit into `cache_bytes` (default: a quarter of the
     device's memory) and into 65,536 tokens, at most `max_rows`. Every row draws from its own random stream, made of the seed, the number
     of calls before, and its place in the call, or of the request alone where `Sampling.seed` is given: the same seed gives the same
-    tokens, however the rows are batched.
+    tokens, however the rows are batched. On a CUDA device steps of decoding are replayed as graphs, unless `graphs` is set to False.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class LocalEngine:
         self.seed, self.max_rows = seed, max_rows
         self.cache_bytes = _device_memory(policy.device) // 4 if cache_bytes is None else cache_bytes
         self.num_calls = 0
+        self.graphs = policy.device.type == "cuda"
 
     def state(self) -> dict[str, int]:
         """What the next call's random streams depend on."""
@@ -77,7 +79,7 @@ class LocalEngine:
         decoding = self._start(prompt_ids, sampling, n)
         while decoding.advance():
             pass
-        rows = enumerate(zip(decoding.ids.tolist(), decoding.logprobs.tolist(), strict=True))
+        rows = enumerate(zip(decoding.ids[:-1].tolist(), decoding.logprobs[:-1].tolist(), strict=True))
         return [self._rollout(prompts[row // n], prompt_ids[row // n], decoding, row, *drawn) for row, drawn in rows]
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
@@ -94,7 +96,8 @@ class LocalEngine:
         else:
             uniforms = request_uniforms(sampling.seed, prompts, n, max(limits))
         stop = StopStrings(sampling.stop, self.renderer.decode) if sampling.stop else None
-        return Decoding(self.policy, prompts, n, limits, uniforms, sampling, cache, stop)
+        graphs = Graphs(self.policy.device) if self.graphs else None
+        return Decoding(self.policy, prompts, n, limits, uniforms, sampling, cache, stop, graphs)
 
     def _cache(self, prompts: Sequence[tuple[int, ...]], limits: Sequence[int], n: int) -> SlotCache:
         """A cache for as many rows as may be in flight, whose prompts stand apart where several rows share them."""
@@ -115,12 +118,13 @@ class LocalEngine:
         max_rows = min(len(prompts) * n, self.max_rows or tokens)
         if not shared:
             rows = [each for each in lengths for _ in range(n)][:max_rows]
-            return SlotCache(self.policy, self._buffers(parts_for(self.policy, rows, tokens)))
+            return SlotCache(self.policy, self._buffers(parts_for(self.policy, rows, tokens)), graphs=self.graphs)
         # As many prompts again as the rows make up: the next ones enter while the last rows of the ones before are in flight.
         groups = tokens // (n * response + 2 * prompt)
         num_rows = min(max_rows, groups * n or min(n, (tokens - prompt) // response))
         num_prompts = min(len(prompts), max(1, 2 * min(groups, -(-num_rows // n))))
-        return SharedCache(self.policy, self._buffers([(num_rows, response)]), self._buffers([(num_prompts, prompt)]))
+        room = self._buffers([(num_rows, response)]), self._buffers([(num_prompts, prompt)])
+        return SharedCache(self.policy, *room, graphs=self.graphs)
 
     def _buffers(self, parts: Sequence[Part]) -> Buffers:
         size = sum(num_slots * capacity for num_slots, capacity in parts) * cache_bytes_per_token(self.policy)

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from heed.models.language_model import LanguageModel
-from heed.rollout.cache import Buffers, SlotCache
+from heed.rollout.cache import COLUMNS, Buffers, SlotCache
 
 SHARED_PROMPTS = "heed_shared_prompts"
 """Of the attention below, to transformers."""
@@ -18,11 +18,11 @@ SHARED_PROMPTS = "heed_shared_prompts"
 class SharedCache(SlotCache):
     """Slots for prompts, and slots for the responses of rows in flight, each of which knows its prompt's slot."""
 
-    def __init__(self, policy: LanguageModel, rows: Buffers, prompts: Buffers) -> None:
-        super().__init__(policy, rows, prompts)
+    def __init__(self, policy: LanguageModel, rows: Buffers, prompts: Buffers, *, graphs: bool = False) -> None:
+        super().__init__(policy, rows, prompts, graphs=graphs)
         self.attention = SHARED_PROMPTS
         self.home = torch.zeros(rows.num_slots, dtype=torch.long, device=self.device)  # per row: the slot of its prompt
-        self.place = self.home[:0]  # per row in flight: which of its prompt's rows it is
+        self.place = torch.zeros_like(self.home)  # per row: which of its prompt's rows it is
         self.most = 0  # rows of one prompt
         self.lengths = torch.zeros(prompts.num_slots, dtype=torch.long, device=self.device)
         self.num_homes = self.prompt_width = 0
@@ -37,11 +37,13 @@ class SharedCache(SlotCache):
         self.lengths[self.reading] = lengths
         self._group()
 
+    def sizes(self) -> tuple[int, ...]:
+        return *super().sizes(), self.num_homes, self.prompt_width, self.most
+
     def decode(self, position: Tensor, step: Tensor) -> Tensor:
-        self.width += 1
         self._write(step - 1)
-        prompts = self._causal(self.lengths[self.home[: self.num_live]] - 1, self.prompt_width)
-        return torch.cat([prompts, self._causal(step - 1, self.width)], dim=1)[:, None, None]
+        prompts = self._causal(self.lengths[self.home[: len(step)]] - 1, self.prompt_width)
+        return torch.cat([prompts, self._causal(step - 1, self.num_columns)], dim=1)[:, None, None]
 
     def options(self) -> dict[str, Any]:
         return {"shared": self}
@@ -56,14 +58,18 @@ class SharedCache(SlotCache):
 
     def _group(self) -> None:
         """Number the rows of each prompt."""
+        if not self.num_live:
+            return
         home = self.home[: self.num_live]
         order = home.argsort(stable=True)
         counts = home.bincount(minlength=self.prompts.num_slots)
-        self.place = torch.empty_like(home)
         self.place[order] = torch.arange(self.num_live, device=self.device) - (counts.cumsum(0) - counts)[home[order]]
-        self.most = int(counts.max())
-        self.num_homes = int(home.max()) + 1 if self.num_live else 0
-        self.prompt_width = int(self.lengths[home].max()) if self.num_live else 0
+        self.num_homes = self.fit(int(home.max()) + 1, self.prompts.num_slots)
+        self.prompt_width = self.fit(int(self.lengths[home].max()), self.prompts.parts[0][1], COLUMNS)
+        # Slots without a row that are read nevertheless have a place that no row has.
+        self.most = self.fit(int(counts.max()) + (self.num_rows > self.num_live), self.num_rows)
+        self.home[self.num_live :] = 0
+        self.place[self.num_live :] = self.most - 1
 
 
 def shared_attention(
@@ -78,7 +84,7 @@ def shared_attention(
     rows, kv_heads, width, dim = key.shape
     slots, length = shared.num_homes, shared.prompt_width
     prompt_keys, prompt_values = (x[:slots, :, :length].flatten(0, 1) for x in shared.prompts.part(shared.layer, 0))
-    member = shared.home[:rows], slice(None), shared.place
+    member = shared.home[:rows], slice(None), shared.place[:rows]
     queries = query.view(rows, kv_heads, -1, dim) * scaling
     group = queries.shape[2]
 
