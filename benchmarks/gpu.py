@@ -33,7 +33,7 @@ from heed.models import LanguageModel, LoRAConfig, critic_from, load_policy, new
 from heed.records import PreferencePair, Prompt, Sampling
 from heed.rewards.model import ModelReward
 from heed.rollout import LocalEngine
-from heed.rollout.local import cache_bytes_per_token
+from heed.rollout.cache import cache_bytes_per_token
 from heed.training.dpo import DPOConfig, train_dpo
 from heed.training.ppo import PPOConfig, train_ppo
 from heed.training.reward_model import RewardModelConfig, train_reward_model

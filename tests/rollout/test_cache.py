@@ -18,8 +18,8 @@ from torch import Tensor
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Sampling
 from heed.rollout import cache, local
-from heed.rollout.cache import Buffers, SlotCache, parts_for, ragged_attention
-from heed.rollout.local import LocalEngine, cache_bytes_per_token
+from heed.rollout.cache import Buffers, SlotCache, cache_bytes_per_token, parts_for, ragged_attention
+from heed.rollout.local import LocalEngine
 from tests.rollout.test_local import tokens
 
 MakePolicy = Callable[..., LanguageModel]
@@ -67,6 +67,7 @@ def test_slots_are_as_long_as_their_rows(
     policy: LanguageModel, make_engine: MakeEngine, prompts: list[Prompt], stored: list[Buffers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "TOGETHER", 2)
+    monkeypatch.setattr(cache, "TOGETHER_BYTES", 0)
     engine = make_engine(policy)
     engine.generate(prompts, Sampling(10))
     lengths = sorted((len(ids) + 10 for ids in engine.renderer.encode_prompts(prompts)), reverse=True)
@@ -157,6 +158,7 @@ def test_rows_read_no_columns_beyond_the_longest_of_their_part(
     policy: LanguageModel, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "TOGETHER", 2)
+    monkeypatch.setattr(cache, "TOGETHER_BYTES", 0)
     widths, seen = [], SlotCache.seen
 
     def spy(self: SlotCache) -> Iterator[tuple[slice, Tensor, Tensor]]:

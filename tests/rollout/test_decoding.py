@@ -16,8 +16,8 @@ from heed.models.attention import attending, is_replaceable
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
 from heed.rollout import cache, decoding, local
-from heed.rollout.cache import SlotCache
-from heed.rollout.local import LocalEngine, cache_bytes_per_token
+from heed.rollout.cache import SlotCache, cache_bytes_per_token
+from heed.rollout.local import LocalEngine
 from heed.rollout.shared import SHARED_PROMPTS
 from tests.rollout.test_local import hf_greedy, tokens
 from tests.rollout.test_sampling import naive_distribution
@@ -207,6 +207,7 @@ def test_rows_that_attend_in_parts_equal_rows_under_one_mask(
     policy = make_policy(family)
     monkeypatch.setattr(policy, "eos_ids", tuple(range(2, 9)))
     monkeypatch.setattr(cache, "TOGETHER", together)
+    monkeypatch.setattr(cache, "TOGETHER_BYTES", 0)
     monkeypatch.setattr(decoding, "PREFILL_TOKENS", chunk)
     sampling = Sampling(24, seed=3)
     calls: list[int] = []

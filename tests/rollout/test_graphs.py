@@ -20,9 +20,11 @@ from heed.models.backbone import LoRAConfig
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
 from heed.rollout import cache, decoding, graphs, local, shared
-from heed.rollout.cache import SlotCache, rounded
+from heed.rollout.cache import Buffers, SlotCache, cache_bytes_per_token, rounded
+from heed.rollout.decoding import Decoding
 from heed.rollout.graphs import Graphs, HostReads
 from heed.rollout.local import LocalEngine
+from heed.rollout.shared import SharedCache
 from tests.rollout.test_decoding import BENT, FAMILIES
 from tests.rollout.test_local import tokens
 
@@ -268,6 +270,40 @@ def test_what_stays_on_the_device_is_not_reported() -> None:
         y.masked_fill_(y > 3, -torch.inf).index_copy_(0, index, torch.zeros(2, 3))
         y.to(torch.bfloat16).to(x.device).copy_(x)
     assert not reads.found
+
+
+class Devices(TorchDispatchMode):
+    """On which devices the tensors of each operation are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[str, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.found.add(tuple(sorted({x.device.type for x in tree_leaves((args, kwargs, found)) if isinstance(x, Tensor)})))
+        return found
+
+
+@pytest.mark.parametrize("sampling", [Sampling(24), replace(BENT, top_logprobs=4)])
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("family", [*FAMILIES, "mistral"])
+def test_a_step_keeps_to_its_device(family: str, shares: bool, sampling: Sampling, make_policy: MakePolicy) -> None:
+    """With tensors that are nowhere, where a value that were read or a tensor that were made elsewhere would stand out."""
+    policy = make_policy(family).reference()
+    policy.model.to("meta")
+    rows, prompts = (Buffers([part], policy.device) for part in ((20, 40), (6, 17)))
+    room = SharedCache(policy, rows, prompts, graphs=True) if shares else SlotCache(policy, rows, graphs=True)
+    at_work = Decoding(policy, [(3, 4, 5)] * 20, 1, [24] * 20, torch.zeros(20, 24, dtype=torch.float64), sampling, room)
+    at_work.num_live = room.num_live = room.width = 17
+    if isinstance(room, SharedCache):
+        room.num_homes, room.prompt_width, room.most = 6, 17, 4
+        states = torch.zeros(1, cache_bytes_per_token(policy) // (2 * 2 * 8 * 4), 1, 8, device="meta")
+        for layer in range(2):
+            prompts.put(layer, prompts.lines(room.columns[:1], room.columns[:1, None], states.shape[1]), states, states)
+    with torch.inference_mode(), Devices() as devices:
+        at_work._step()
+    assert devices.found == {("meta",)}
 
 
 def test_first_steps_run_as_they_are() -> None:

@@ -18,7 +18,9 @@ from heed.models.language_model import LanguageModel
 RAGGED_ROWS = "heed_ragged_rows"
 """Of `ragged_attention`, to transformers."""
 TOGETHER = 16
-"""Slots of one capacity, whose rows go through the attention of one call, as wide as the longest of them."""
+"""Slots of one capacity at least, whose rows go through the attention of one call, as wide as the longest of them."""
+TOGETHER_BYTES = 2**15
+"""As many slots as have so much of a layer's keys and values for one token of each, as calls over less take their time for nothing."""
 COLUMNS = 32
 """Of which a forward of a graph looks at a multiple."""
 
@@ -231,6 +233,14 @@ def rounded(size: int, unit: int = 1) -> int:
     return -(-size // unit) * unit
 
 
+def cache_bytes_per_token(policy: LanguageModel) -> int:
+    """`2 * layers * heads * dim * bytes`: the keys and values of one token."""
+    config: Any = policy.hf.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * dim * policy.head()[0].element_size()
+
+
 def attends_in_parts(policy: LanguageModel) -> bool:
     """Whether rows attend in parts: on a CPU, whose kernel reads all columns that it is given, masked or not."""
     return policy.device.type == "cpu" and is_replaceable(policy.hf.base_model)
@@ -238,7 +248,8 @@ def attends_in_parts(policy: LanguageModel) -> bool:
 
 def parts_for(policy: LanguageModel, lengths: Sequence[int], num_tokens: int) -> list[Part]:
     """Parts of a cache of this many tokens for rows of these lengths, longest first: for as many rows as it has room for."""
-    together = TOGETHER if attends_in_parts(policy) else len(lengths)
+    layer_bytes = cache_bytes_per_token(policy) // policy.hf.config.get_text_config().num_hidden_layers
+    together = max(TOGETHER, TOGETHER_BYTES // layer_bytes) if attends_in_parts(policy) else len(lengths)
     parts = []
     for first in range(0, len(lengths), together):
         num_slots = min(together, len(lengths) - first, num_tokens // lengths[first])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from heed.models.allocator import keep_freed_memory
 from heed.models.attention import is_replaceable
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
-from heed.rollout.cache import Buffers, Part, SlotCache, parts_for
+from heed.rollout.cache import Buffers, Part, SlotCache, cache_bytes_per_token, parts_for
 from heed.rollout.decoding import Decoding
 from heed.rollout.graphs import Graphs
 from heed.rollout.sampling import request_uniforms, row_uniforms
@@ -167,14 +166,6 @@ def _tokens(decoding: Decoding) -> Iterator[int]:
         if (token := int(decoding.ids[0, num_shown])) >= 0:  # none where a chunk of the prompt was read
             yield token
             num_shown += 1
-
-
-def cache_bytes_per_token(policy: LanguageModel) -> int:
-    """`2 * layers * heads * dim * bytes`: the keys and values of one token."""
-    config: Any = policy.hf.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * dim * policy.head()[0].element_size()
 
 
 def _device_memory(device: torch.device) -> int:
