@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,16 @@ from heed.records import Prompt
 from heed.rollout.local import LocalEngine
 
 CONTEXT = 48
-FAMILIES: dict[str, type] = {
+# Rotary embeddings with one scale up to a length and another beyond it, and those with a scale by the length met so far.
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 2.0,
+    "original_max_position_embeddings": 30,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
+FAMILIES: dict[str, Callable[..., Any]] = {
     "llama": LlamaConfig,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
@@ -38,6 +47,8 @@ FAMILIES: dict[str, type] = {
     "gpt_neox": GPTNeoXConfig,
     "mistral": MistralConfig,
     "bloom": BloomConfig,
+    "longrope": partial(LlamaConfig, rope_parameters=LONGROPE | {"rope_theta": 1e4}),
+    "dynamic": partial(LlamaConfig, rope_parameters=DYNAMIC | {"rope_theta": 1e4}),
 }
 
 

@@ -77,6 +77,11 @@ def test_slots_are_as_long_as_their_rows(
         assert parts_for(policy, lengths, room + tokens_more) == [(2, lengths[0]), (2, lengths[2]), *more]
 
 
+def test_parts_are_larger_where_rows_hold_little(policy: LanguageModel) -> None:
+    assert cache_bytes_per_token(policy) == 2 * 128
+    assert parts_for(policy, [20] * 300, 10**6) == [(cache.TOGETHER_BYTES // 128, 20), (300 - cache.TOGETHER_BYTES // 128, 20)]
+
+
 @given(data=st.data(), parts=st.lists(st.tuples(st.integers(1, 3), st.integers(2, 7)), min_size=1, max_size=3))
 def test_slots_hold_what_was_stored_in_them(data: st.DataObject, parts: list[tuple[int, int]]) -> None:
     capacities = sorted((capacity for _, capacity in parts), reverse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -75,7 +74,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
     made: list[Recording] = []
 
     def record(step: Callable[[], None], device: torch.device, pool: Any) -> Recording:
-        assert pool == ("pool" if made else None)
+        assert pool in (["pool", None] if made else [None])
         made.append(Recording())
         with made[-1]:
             step()
@@ -113,7 +112,7 @@ def assert_alike(plain: list[Rollout], replayed: list[Rollout]) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("family", [*FAMILIES, "mistral"])
+@pytest.mark.parametrize("family", [*FAMILIES, "mistral", "longrope"])
 def test_replayed_steps_answer_as_plain_ones(
     family: str,
     n: int,
@@ -176,34 +175,38 @@ def test_a_stream_is_replayed(policy: LanguageModel, make_engine: MakeEngine, pr
 
 
 def test_a_step_that_reads_values_on_the_host_is_not_recorded(
-    policy: LanguageModel, make_engine: MakeEngine, prompts: list[Prompt], recordings: list[Recording]
+    make_policy: MakePolicy, make_engine: MakeEngine, prompts: list[Prompt], recordings: list[Recording]
 ) -> None:
-    hook = policy.hf.base_model.layers[1].register_forward_pre_hook(lambda _, args: (args[0], args[0].sum().item())[:1])
-    try:
-        with pytest.warns(UserWarning, match=r"without CUDA graphs.*: aten\.item.* needs values on the host"):
-            assert_alike(*plain_and_replayed(make_engine(policy), prompts, Sampling(20), 1))
-    finally:
-        hook.remove()
+    engine = make_engine(make_policy("dynamic"))
+    with pytest.warns(UserWarning, match=r"without CUDA graphs.*: aten\._local_scalar_dense.* needs values on the host"):
+        assert_alike(*plain_and_replayed(engine, prompts, Sampling(20), 1))
     assert not recordings
+    assert not engine.graphs, "later calls need not find it out again"
 
 
 def test_where_recording_fails_sampling_goes_on(
     policy: LanguageModel, make_engine: MakeEngine, prompts: list[Prompt], recordings: list[Recording], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attempts: list[int] = []
+    record, attempts, replays = graphs.record, [], []
 
-    def record(step: Callable[[], None], device: torch.device, pool: Any) -> Recording:
-        attempts.append(1)
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+    def third_fails(step: Callable[[], None], device: torch.device, pool: Any) -> Recording:
+        attempts.append(step)
+        if len(attempts) == 3:
+            replays.extend(recording.replays for recording in recordings)
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        return record(step, device, pool)
 
-    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "record", third_fails)
+    engine = make_engine(policy, max_rows=6)
     with pytest.warns(UserWarning, match=r"without CUDA graphs, which takes longer: operation not permitted when stream is capturing$"):
-        assert_alike(*plain_and_replayed(make_engine(policy), prompts, Sampling(20), 3))
-    assert len(attempts) == 1
+        assert_alike(*plain_and_replayed(engine, 3 * prompts, Sampling(20), 1))
+    assert [recording.replays for recording in recordings] == [*replays, 0], "what was recorded before is not replayed any more"
+    assert [attempt == attempts[0] for attempt in attempts] == [True, True, True, False], "a small recording that ends well, and no other"
+    assert not engine.graphs
 
 
-@pytest.mark.parametrize("broken", [None, "step", "end"])
-def test_a_recording_ends_whatever_happens(broken: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broken", [(), ("step",), ("end",), ("step", "end")])
+def test_a_recording_ends_whatever_happens(broken: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """With a device that only notes what is asked of it."""
     asked: list[Any] = []
 
@@ -213,7 +216,7 @@ def test_a_recording_ends_whatever_happens(broken: str | None, monkeypatch: pyte
 
         def capture_end(self) -> None:
             asked.append("end")
-            if broken:
+            if "end" in broken:
                 raise RuntimeError("capture was invalidated")
 
     @contextmanager
@@ -226,18 +229,18 @@ def test_a_recording_ends_whatever_happens(broken: str | None, monkeypatch: pyte
 
     def step() -> None:
         asked.append("step")
-        if broken == "step":
+        if "step" in broken:
             raise RuntimeError("not permitted")
 
     for name, value in {"CUDAGraph": Graph, "synchronize": lambda _: None, "stream": stream, "Stream": lambda _: None}.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(graphs, "FAILED", [])
-    with nullcontext() if broken is None else pytest.raises(RuntimeError, match="not permitted" if broken == "step" else "invalidated"):
+    with pytest.raises(RuntimeError, match="not permitted" if "step" in broken else "invalidated") if broken else nullcontext():
         assert isinstance(graphs.record(step, torch.device("cuda"), "pool"), Graph)
     graphs._stream.cache_clear()
     assert asked[:4] == ["stream", ("begin", "pool", "thread_local"), "step", "end"]
     assert asked[-1] == "stream left"
-    assert len(graphs.FAILED) == bool(broken)
+    assert len(graphs.FAILED) == ("end" in broken)
 
 
 x = torch.arange(6.0).view(2, 3)
@@ -246,6 +249,9 @@ x = torch.arange(6.0).view(2, 3)
 @pytest.mark.parametrize(
     "work",
     [
+        lambda: x.tolist() if x.sum() > 3 else None,
+        lambda: torch.where(x > 3),
+        lambda: x.repeat_interleave(torch.tensor([1, 2], device=x.device), dim=0),
         lambda: x.sum().item(),
         lambda: bool((x > 3).any()),
         lambda: (x > 3).nonzero(),
@@ -256,19 +262,22 @@ x = torch.arange(6.0).view(2, 3)
         lambda: x.to("meta"),
     ],
 )
-def test_what_the_host_waits_for_is_found(work: Callable[[], object]) -> None:
-    with HostReads() as reads:
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_the_host_waits_for_is_found(work: Callable[[], object], inference: bool) -> None:
+    with torch.inference_mode(inference), HostReads() as reads:
         work()
     assert reads.found
 
 
 def test_what_stays_on_the_device_is_not_reported() -> None:
     index = torch.tensor([1, 0])
-    with HostReads() as reads:
+    seen = x > 3
+    with torch.inference_mode(), HostReads() as reads:
         y = x.clone()
         y[index, index] = x[index, index].softmax(-1)
         y.masked_fill_(y > 3, -torch.inf).index_copy_(0, index, torch.zeros(2, 3))
         y.to(torch.bfloat16).to(x.device).copy_(x)
+        torch.where(seen[index, index][:, None], y * torch.tensor(3.0), y)
     assert not reads.found
 
 
@@ -308,7 +317,7 @@ def test_a_step_keeps_to_its_device(family: str, shares: bool, sampling: Samplin
 
 def test_first_steps_run_as_they_are() -> None:
     ran: list[tuple[int, ...]] = []
-    steps = Graphs(torch.device("cpu"))
+    steps = Graphs(torch.device("cpu"), pytest.fail)
     for sizes in ((1,), (2,), (3,)):
         steps.run(sizes, lambda sizes=sizes: ran.append(sizes))
     assert ran == [(1,), (2,), (3,)]
@@ -327,23 +336,47 @@ def test_there_are_four_sizes_to_a_power_of_two() -> None:
     assert [len({rounded(size) for size in range(2**k + 1, 2 ** (k + 1) + 1)}) for k in range(2, 12)] == [4] * 10
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_graphs_of_a_gpu_answer_as_plain_steps(
     family: str, n: int, make_policy: MakePolicy, make_engine: MakeEngine, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = make_policy(family, device="cuda")
+    policy, made = make_policy(family, device="cuda"), []
     monkeypatch.setattr(policy, "eos_ids", tuple(range(2, 9)))
-    made: list[Graphs] = []
 
-    def kept(device: torch.device) -> Graphs:
-        made.append(Graphs(device))
+    def kept(*args: Any) -> Graphs:
+        made.append(Graphs(*args))
         return made[-1]
 
     monkeypatch.setattr(local, "Graphs", kept)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for max_rows in (5, 21, 64):
-            assert_alike(*plain_and_replayed(make_engine(policy, max_rows=max_rows), 4 * prompts, Sampling(24), n))
+    for max_rows in (5, 21, 64):
+        engine = make_engine(policy, max_rows=max_rows)
+        for _ in range(2):
+            assert_alike(*plain_and_replayed(engine, 4 * prompts, Sampling(24), n))
+    assert len(made) == 6
     assert all(each.graphs for each in made)
+
+
+@pytest.mark.gpu
+def test_a_recording_that_fails_on_a_gpu_leaves_it_in_order(
+    make_policy: MakePolicy, make_engine: MakeEngine, prompts: list[Prompt]
+) -> None:
+    policy = make_policy("llama", device="cuda")
+    engine, recorded = make_engine(policy), []
+
+    def refuse_the_second(_: Any, args: tuple[Tensor, ...]) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            recorded.append(1)
+            if len(recorded) == 2:
+                args[0].sum().item()
+
+    hook = policy.hf.base_model.layers[1].register_forward_pre_hook(refuse_the_second)
+    try:
+        with pytest.warns(UserWarning, match="sampling without CUDA graphs"):
+            assert_alike(*plain_and_replayed(engine, 4 * prompts, Sampling(24), 1))
+    finally:
+        hook.remove()
+    assert len(recorded) == 2
+    assert torch.rand(1, device="cuda") < 1
+    assert_alike(*plain_and_replayed(engine, 4 * prompts, Sampling(24), 3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
@@ -11,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 FAILED: list[Any] = []
-"""Graphs whose recording failed: PyTorch's allocator still knows their addresses, so they must not be freed."""
+"""Graphs whose recording could not be ended: PyTorch's allocator still knows their addresses, so they must not be freed."""
 
 
 class Graphs:
@@ -22,11 +20,12 @@ class Graphs:
 
     A graph holds kernels and addresses. So a step has to find its tensors where they were, leave its results in them, and do nothing on the
     host but what follows from its sizes. The first step of some sizes runs as it is, which lets libraries choose and set up their kernels;
-    the second is recorded, and it and all others are replayed. Where the first step of all reads values on the host, none is recorded.
+    the second is recorded, and it and all others are replayed. Where the first step of all reads values on the host, none is recorded; it
+    and all others then run as they are, as do those after a recording that failed, and `refuse` is told why.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, refuse: Callable[[str], None]) -> None:
+        self.device, self.refuse = device, refuse
         self.graphs: dict[tuple[int, ...], Any] = {}
         self.known: set[tuple[int, ...]] = set()
         self.pool: Any = None
@@ -44,40 +43,54 @@ class Graphs:
             with HostReads() as reads:
                 step()
             if reads.found:
-                self._refuse(f"{reads.found[0]} needs values on the host")
+                self.refused = True
+                self.refuse(f"{reads.found[0]} needs values on the host")
         self.known.add(sizes)
 
     def _record(self, sizes: tuple[int, ...], step: Callable[[], None]) -> None:
         try:
             graph = record(step, self.device, self.pool)
         except RuntimeError as error:
-            self._refuse(str(error).splitlines()[0])
+            self.refused = True
+            self.graphs.clear()
+            # Before PyTorch 2.13 a generator of random numbers is recorded until a recording ends well. Let this one:
+            with suppress(RuntimeError):
+                record(lambda: torch.zeros(1, device=self.device), self.device, None)
+            self.refuse(next(iter(str(error).splitlines()), type(error).__name__))
         else:
             self.graphs[sizes], self.pool = graph, graph.pool()
 
-    def _refuse(self, why: str) -> None:
-        self.refused = True
-        warnings.warn(f"sampling without CUDA graphs, which takes longer: {why}", stacklevel=2)
 
-
-def record(step: Callable[[], None], device: torch.device, pool: Any) -> Any:
+def record(step: Callable[[], object], device: torch.device, pool: Any) -> Any:
     """The CUDA graph of a step, which does not run; those that share a pool take turns in its memory.
 
-    `torch.cuda.graph` would also hand all free memory back to the device, each time, for the next step to ask for again.
+    Before the first one memory that is free goes back to the device, that of earlier pools too, as a recording can take none of it.
+    `torch.cuda.graph` would do so before each, for the next step to ask for it again.
     """
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize(device)
+    if pool is None:
+        torch.cuda.empty_cache()
     with torch.cuda.stream(_stream(device)):
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        # What it sets up for random numbers would else be of use in inference mode alone.
+        with torch.inference_mode(False):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             step()
-            graph.capture_end()
         except BaseException:
-            FAILED.append(graph)
             with suppress(RuntimeError):
-                graph.capture_end()
+                _end(graph)
             raise
+        _end(graph)
     return graph
+
+
+def _end(graph: Any) -> None:
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        FAILED.append(graph)
+        raise
 
 
 @cache
@@ -94,16 +107,23 @@ class HostReads(TorchDispatchMode):
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        # In inference mode operations that are made of others come whole.
+        with self:
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
         result = func(*args, **(kwargs or {}))
-        if _needs_host(func, [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]):
+        if _needs_host(func, args, result):
             self.found.append(str(func))
         return result
 
 
-def _needs_host(func: Any, tensors: Sequence[Tensor]) -> bool:
+def _needs_host(func: Any, args: Sequence[Any], result: Any) -> bool:
     aten = torch.ops.aten
     if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
-        return any(x.dtype in (torch.bool, torch.uint8) for x in tensors[1:])
+        return any(x.dtype in (torch.bool, torch.uint8) for x in args[1] if x is not None)
     if func in (aten._to_copy.default, aten.copy_.default):
-        return len({x.device for x in tensors}) > 1
-    return func is aten.lift_fresh.default or bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
+        return len({x.device for x in (*args[:2], result) if isinstance(x, Tensor)}) > 1
+    if func is aten.lift_fresh.default:  # a number that stays where it is goes along with the kernel
+        return result.dim() > 0 or result.device.type != "cpu"
+    return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 
@@ -95,8 +96,12 @@ class LocalEngine:
         else:
             uniforms = request_uniforms(sampling.seed, prompts, n, max(limits))
         stop = StopStrings(sampling.stop, self.renderer.decode) if sampling.stop else None
-        graphs = Graphs(self.policy.device) if self.graphs else None
+        graphs = Graphs(self.policy.device, self._without_graphs) if self.graphs else None
         return Decoding(self.policy, prompts, n, limits, uniforms, sampling, cache, stop, graphs)
+
+    def _without_graphs(self, why: str) -> None:
+        self.graphs = False
+        warnings.warn(f"sampling without CUDA graphs, which takes longer: {why}", stacklevel=2)
 
     def _cache(self, prompts: Sequence[tuple[int, ...]], limits: Sequence[int], n: int) -> SlotCache:
         """A cache for as many rows as may be in flight, whose prompts stand apart where several rows share them."""
