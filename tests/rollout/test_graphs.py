@@ -73,7 +73,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
     """What is recorded, where engines attend as on a GPU."""
     made: list[Recording] = []
 
-    def record(step: Callable[[], None], device: torch.device, pool: Any) -> Recording:
+    def capture(step: Callable[[], None], device: torch.device, pool: Any) -> Recording:
         assert pool in (["pool", None] if made else [None])
         made.append(Recording())
         with made[-1]:
@@ -86,7 +86,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
         assert columns.numpy().min() >= 0, "slots without a row write to slots of rows"
         write(self, columns)
 
-    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "capture", capture)
     monkeypatch.setattr(cache, "attends_in_parts", lambda _: False)
     monkeypatch.setattr(SlotCache, "_write", watched)
     for module in (cache, shared):
@@ -174,7 +174,7 @@ def test_a_stream_is_replayed(policy: LanguageModel, make_engine: MakeEngine, pr
     assert sum(recording.replays for recording in recordings) > len(recordings)
 
 
-def test_a_step_that_reads_values_on_the_host_is_not_recorded(
+def test_a_step_that_reads_values_on_the_host_is_not_captured(
     make_policy: MakePolicy, make_engine: MakeEngine, prompts: list[Prompt], recordings: list[Recording]
 ) -> None:
     engine = make_engine(make_policy("dynamic"))
@@ -184,29 +184,29 @@ def test_a_step_that_reads_values_on_the_host_is_not_recorded(
     assert not engine.graphs, "later calls need not find it out again"
 
 
-def test_where_recording_fails_sampling_goes_on(
+def test_where_a_capture_fails_sampling_goes_on(
     policy: LanguageModel, make_engine: MakeEngine, prompts: list[Prompt], recordings: list[Recording], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record, attempts, replays = graphs.record, [], []
+    capture, attempts, replays = graphs.capture, [], []
 
     def third_fails(step: Callable[[], None], device: torch.device, pool: Any) -> Recording:
         attempts.append(step)
         if len(attempts) == 3:
             replays.extend(recording.replays for recording in recordings)
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
-        return record(step, device, pool)
+        return capture(step, device, pool)
 
-    monkeypatch.setattr(graphs, "record", third_fails)
+    monkeypatch.setattr(graphs, "capture", third_fails)
     engine = make_engine(policy, max_rows=6)
     with pytest.warns(UserWarning, match=r"without CUDA graphs, which takes longer: operation not permitted when stream is capturing$"):
         assert_alike(*plain_and_replayed(engine, 3 * prompts, Sampling(20), 1))
-    assert [recording.replays for recording in recordings] == [*replays, 0], "what was recorded before is not replayed any more"
-    assert [attempt == attempts[0] for attempt in attempts] == [True, True, True, False], "a small recording that ends well, and no other"
+    assert [recording.replays for recording in recordings] == [*replays, 0], "what was captured before is not replayed any more"
+    assert [attempt == attempts[0] for attempt in attempts] == [True, True, True, False], "a small capture that ends well, and no other"
     assert not engine.graphs
 
 
 @pytest.mark.parametrize("broken", [(), ("step",), ("end",), ("step", "end")])
-def test_a_recording_ends_whatever_happens(broken: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_ends_whatever_happens(broken: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """With a device that only notes what is asked of it."""
     asked: list[Any] = []
 
@@ -236,7 +236,7 @@ def test_a_recording_ends_whatever_happens(broken: tuple[str, ...], monkeypatch:
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(graphs, "FAILED", [])
     with pytest.raises(RuntimeError, match="not permitted" if "step" in broken else "invalidated") if broken else nullcontext():
-        assert isinstance(graphs.record(step, torch.device("cuda"), "pool"), Graph)
+        assert isinstance(graphs.capture(step, torch.device("cuda"), "pool"), Graph)
     graphs._stream.cache_clear()
     assert asked[:4] == ["stream", ("begin", "pool", "thread_local"), "step", "end"]
     assert asked[-1] == "stream left"
@@ -359,9 +359,7 @@ def test_graphs_of_a_gpu_answer_as_plain_steps(
 
 
 @pytest.mark.gpu
-def test_a_recording_that_fails_on_a_gpu_leaves_it_in_order(
-    make_policy: MakePolicy, make_engine: MakeEngine, prompts: list[Prompt]
-) -> None:
+def test_a_capture_that_fails_on_a_gpu_leaves_it_in_order(make_policy: MakePolicy, make_engine: MakeEngine, prompts: list[Prompt]) -> None:
     policy = make_policy("llama", device="cuda")
     engine, recorded = make_engine(policy), []
 

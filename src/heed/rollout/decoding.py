@@ -195,7 +195,8 @@ class Decoding:
         if self.seen is not None:
             self.seen[slots].scatter_(1, token[:, None], True)
         self.token[slots] = token
-        self.slots[2:4, slots] += self.stride[slots]
+        self.position[slots] += self.stride[slots]
+        self.step[slots] += self.stride[slots]
         self.finished[slots] = (token[:, None] == self.eos).any(-1) | (self.step[slots] == self.limits[row])
 
     def _end_at_stop_strings(self, slots: slice) -> None:

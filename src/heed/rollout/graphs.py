@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 FAILED: list[Any] = []
-"""Graphs whose recording could not be ended: PyTorch's allocator still knows their addresses, so they must not be freed."""
+"""Graphs whose capture could not be ended: PyTorch's allocator still knows their addresses, so they must not be freed."""
 
 
 class Graphs:
@@ -20,8 +20,8 @@ class Graphs:
 
     A graph holds kernels and addresses. So a step has to find its tensors where they were, leave its results in them, and do nothing on the
     host but what follows from its sizes. The first step of some sizes runs as it is, which lets libraries choose and set up their kernels;
-    the second is recorded, and it and all others are replayed. Where the first step of all reads values on the host, none is recorded; it
-    and all others then run as they are, as do those after a recording that failed, and `refuse` is told why.
+    the second is captured, and it and all others are replayed. Where the first step of all reads values on the host, none is captured; it
+    and all others then run as they are, as do those after a capture that failed, and `refuse` is told why.
     """
 
     def __init__(self, device: torch.device, refuse: Callable[[str], None]) -> None:
@@ -34,7 +34,7 @@ class Graphs:
     def run(self, sizes: tuple[int, ...], step: Callable[[], None]) -> None:
         """Run a step of these sizes."""
         if sizes in self.known and sizes not in self.graphs and not self.refused:
-            self._record(sizes, step)
+            self._capture(sizes, step)
         if sizes in self.graphs:
             self.graphs[sizes].replay()
         elif self.known:
@@ -47,24 +47,24 @@ class Graphs:
                 self.refuse(f"{reads.found[0]} needs values on the host")
         self.known.add(sizes)
 
-    def _record(self, sizes: tuple[int, ...], step: Callable[[], None]) -> None:
+    def _capture(self, sizes: tuple[int, ...], step: Callable[[], None]) -> None:
         try:
-            graph = record(step, self.device, self.pool)
+            graph = capture(step, self.device, self.pool)
         except RuntimeError as error:
             self.refused = True
             self.graphs.clear()
-            # Before PyTorch 2.13 a generator of random numbers is recorded until a recording ends well. Let this one:
+            # Before PyTorch 2.13 a generator of random numbers counts as captured until a capture ends well. Let this one:
             with suppress(RuntimeError):
-                record(lambda: torch.zeros(1, device=self.device), self.device, None)
+                capture(lambda: torch.zeros(1, device=self.device), self.device, None)
             self.refuse(next(iter(str(error).splitlines()), type(error).__name__))
         else:
             self.graphs[sizes], self.pool = graph, graph.pool()
 
 
-def record(step: Callable[[], object], device: torch.device, pool: Any) -> Any:
+def capture(step: Callable[[], object], device: torch.device, pool: Any) -> Any:
     """The CUDA graph of a step, which does not run; those that share a pool take turns in its memory.
 
-    Before the first one memory that is free goes back to the device, that of earlier pools too, as a recording can take none of it.
+    Before the first one memory that is free goes back to the device, that of earlier pools too, as a capture can take none of it.
     `torch.cuda.graph` would do so before each, for the next step to ask for it again.
     """
     graph = torch.cuda.CUDAGraph()
@@ -95,7 +95,7 @@ def _end(graph: Any) -> None:
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One to record on, as each stream keeps a workspace for matrix products."""
+    """One to capture on, as each stream keeps a workspace for matrix products."""
     return torch.cuda.Stream(device)
 
 
