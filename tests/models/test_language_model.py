@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -82,6 +82,23 @@ def test_dropout_in_the_configuration_never_acts_and_is_saved_as_it_was(
     assert torch.equal(first, policy.logprobs(batch)[0].detach())
     policy.save(tmp_path)
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config.resid_pdrop == 0.5
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast"])
+def test_an_activation_that_is_written_out_runs_as_one_kernel_and_is_saved_as_it_was(
+    make_folder: Callable[..., Path], batch: TokenBatch, activation: str, tmp_path: Path
+) -> None:
+    folder = make_folder("gpt2", activation_function=activation, resid_pdrop=0.0, attn_pdrop=0.0)
+    policy, written_out = load_policy(folder, device="cpu"), cast(Any, AutoModelForCausalLM.from_pretrained(folder))
+    states = torch.linspace(-8, 8, 1000)
+    kernel, formula = policy.backbone.body.h[0].mlp.act, written_out.transformer.h[0].mlp.act
+    assert torch.equal(kernel(states), torch.nn.functional.gelu(states, approximate="tanh"))
+    torch.testing.assert_close(kernel(states), formula(states), rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(policy.model(batch.ids).logits, written_out(batch.ids).logits, rtol=1e-4, atol=1e-4)
+    assert policy.model.config.activation_function == activation
+    policy.save(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.activation_function == activation
 
 
 def test_lora_dropout_acts_only_while_gradients_are_recorded(make_folder: Callable[..., Path], batch: TokenBatch) -> None:

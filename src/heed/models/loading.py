@@ -22,6 +22,8 @@ from heed.models.scalar_model import ScalarModel, is_decoder, on_backbone
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ADAPTER_CONFIG = "adapter_config.json"
+GELU_TANH, WRITTEN_OUT = "gelu_pytorch_tanh", ("gelu_new", "gelu_fast")
+"""One formula, which transformers has as PyTorch's kernel and, for GPT-2 and others, written out in eight operations."""
 
 
 def load_policy(
@@ -111,20 +113,22 @@ def _load(auto: Any, path: str | Path, device: str, dtype: str) -> Any:
 
 
 def _from_pretrained(auto: Any, path: str | Path, dtype: str, **changes: Any) -> tuple[Any, list[str]]:
-    """The model without dropout and the names of the weights that were not there."""
+    """The model without dropout, with the kernel of its activation, and the names of the weights that were not there."""
     _check_folder(path)
     try:
         config = AutoConfig.from_pretrained(path, **changes)
-        # Log-probabilities must be those that were sampled from: built without dropout, saved with the configuration as it was.
-        dropout = {name: value for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
-        for name in dropout:
-            setattr(config, name, 0.0)
+        given = config.to_dict()
+        # Log-probabilities must be those that were sampled from, so nothing is dropped. Saved with the configuration as it was.
+        built = {name: 0.0 for name, value in given.items() if "drop" in name and isinstance(value, float)}
+        built |= {name: GELU_TANH for name, value in given.items() if value in WRITTEN_OUT}
+        for name, value in built.items():
+            setattr(config, name, value)
         model, report = auto.from_pretrained(path, config=config, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{path} does not load: {reason}", fix="check the name, or fetch it first with `hf download`") from error
-    for name, value in dropout.items():
-        setattr(model.config, name, value)
+    for name in built:
+        setattr(model.config, name, given[name])
     return model, sorted(report["missing_keys"])
 
 
