@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -25,16 +26,18 @@ class Head(NamedTuple):
     temperature: float
 
     def chunks(self, chunk_elements: int | None) -> Iterator[slice]:
-        """The tokens in runs of at most `chunk_elements` logits, and of one token at least."""
+        """The tokens in runs about as long, of at most `chunk_elements` logits, and of one token at least."""
         if chunk_elements is None:  # every chunk reads the whole weight and writes its whole gradient: few tokens are not worth that
             chunk_elements = max(CHUNK_ELEMENTS, self.weight.numel() // 4)
-        step = max(1, chunk_elements // self.weight.shape[0])
-        return (slice(start, start + step) for start in range(0, self.hidden.shape[0], step))
+        num_tokens, most = self.hidden.shape[0], max(1, chunk_elements // self.weight.shape[0])
+        num_chunks = math.ceil(num_tokens / most)
+        step = math.ceil(num_tokens / max(1, num_chunks))
+        return (slice(i * step, (i + 1) * step) for i in range(num_chunks))
 
-    def logits(self, rows: slice) -> Tensor:
-        """The logits of some tokens, `[n, V]`: multiplied in the dtype of the inputs, handed on in fp32 or wider."""
+    def log_p(self, rows: slice) -> Tensor:
+        """The log-probability of every word at some tokens, `[n, V]`: products in the dtype of the inputs, the rest in fp32 or wider."""
         logits = F.linear(self.hidden[rows], self.weight, self.bias).to(wide(self.hidden.dtype))
-        return logits if self.temperature == 1 else logits.div_(self.temperature)
+        return (logits if self.temperature == 1 else logits.div_(self.temperature)).log_softmax(1)
 
     def backward(
         self, chunk_elements: int | None, needed: tuple[bool, ...], grad_logits: Callable[[slice], Tensor]

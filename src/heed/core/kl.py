@@ -134,5 +134,5 @@ class _ExactKL(torch.autograd.Function):
 
 def _log_p_and_ratio(head: Head, reference: Head, rows: slice) -> tuple[Tensor, Tensor]:
     """`log p` and `log p - log q` of some tokens, `[n, V]` each."""
-    log_p = head.logits(rows).log_softmax(1)
-    return log_p, log_p - reference.logits(rows).log_softmax(1)
+    log_p = head.log_p(rows)
+    return log_p, log_p - reference.log_p(rows)

@@ -92,19 +92,16 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         head = Head(hidden, weight, bias, temperature)
         logprobs = hidden.new_empty(targets.shape, dtype=wide(hidden.dtype))
-        normaliser = torch.empty_like(logprobs)
         entropy = torch.empty_like(logprobs) if with_entropy else None
         kept: dict[int, Tensor] = {}
         for rows in head.chunks(chunk_elements):
-            logits = head.logits(rows)
-            normaliser[rows] = logits.logsumexp(1)
-            log_p = logits.sub_(normaliser[rows, None])
+            log_p = head.log_p(rows)
             logprobs[rows] = log_p.gather(1, targets[rows, None]).squeeze(1)
             if rows.start + len(log_p) <= num_kept:
                 kept[rows.start] = log_p
             if entropy is not None:
                 entropy[rows] = -log_p.exp().mul_(log_p).sum(1)
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy)
+        ctx.save_for_backward(hidden, weight, bias, targets, entropy)
         ctx.temperature, ctx.chunk_elements, ctx.kept = temperature, chunk_elements, kept
         ctx.set_materialize_grads(False)
         return logprobs, entropy
@@ -114,15 +111,15 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normaliser, entropy = ctx.saved_tensors
+        hidden, weight, bias, targets, entropy = ctx.saved_tensors
         head = Head(hidden, weight, bias, ctx.temperature)
-        grad_target = torch.zeros_like(normaliser) if grad_logprobs is None else grad_logprobs
+        grad_target = torch.zeros_like(targets, dtype=wide(hidden.dtype)) if grad_logprobs is None else grad_logprobs
 
         def grad_logits(rows: slice) -> Tensor:
             """`g (onehot - p) - h p (log p + entropy)` for the gradients g of the log-probabilities and h of the entropies."""
             # Taken out, for it is overwritten: a second backward pass through the same graph computes it again.
             log_p = ctx.kept.pop(rows.start, None)
-            log_p = head.logits(rows).sub_(normaliser[rows, None]) if log_p is None else log_p
+            log_p = head.log_p(rows) if log_p is None else log_p
             g = grad_target[rows, None]
             if grad_entropy is None:
                 grad = log_p.exp_().mul_(-g)
