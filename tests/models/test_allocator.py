@@ -14,6 +14,7 @@ from tests.tiny import save_tiny_llama
 
 PROBE = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from resource import RUSAGE_SELF, getrusage
 import torch
 from heed.data.render import Renderer
@@ -22,13 +23,14 @@ from heed.rollout import LocalEngine
 from heed.training.loop import TrainConfig, TrainState
 
 def share_of_new_pages():
-    "Of tensors of 40 MB in five pieces, all of which are freed together."
-    for _ in range(3):
-        [torch.ones(2**21) for _ in range(5)]
+    "Of tensors of 640 MB, the largest 512 MB, all of which are freed together."
+    sizes = [2**21] * 16 + [2**27]
+    for _ in range(2):
+        [torch.ones(size) for size in sizes]
     before = getrusage(RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        [torch.ones(2**21) for _ in range(5)]
-    return (getrusage(RUSAGE_SELF).ru_minflt - before) * 4096 / (20 * 5 * 2**23)
+    for _ in range(4):
+        [torch.ones(size) for size in sizes]
+    return (getrusage(RUSAGE_SELF).ru_minflt - before) * 4096 / (4 * 4 * sum(sizes))
 
 policy = load_policy(sys.argv[2])
 before = share_of_new_pages()
@@ -36,7 +38,10 @@ if sys.argv[1] == "training":
     TrainState.create({"policy": policy}, TrainConfig(), num_updates=1)
 else:
     LocalEngine(policy, Renderer(policy.tokenizer, eos_ids=policy.eos_ids, max_length=16), seed=0)
-print(before, share_of_new_pages())
+after = share_of_new_pages()
+with ThreadPoolExecutor(1) as other:  # whose heap is of another kind, and has no room for this
+    assert other.submit(lambda: torch.ones(2**25).sum()).result() == 2**25
+print(before, after)
 """
 
 

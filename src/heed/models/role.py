@@ -16,8 +16,8 @@ from heed.records import TokenSequence
 
 GPU_TOKENS, CPU_TOKENS = 2**13, 2**10
 """A GPU wants large products; a CPU loses more to padding, and to activations that leave its cache."""
-CPU_ACTIVATIONS = 2**20
-"""Tokens times layers times width in a micro-batch on a CPU: about 140 MB of activations."""
+CPU_ACTIVATIONS = 2**22
+"""Tokens times layers times width in a micro-batch on a CPU: about half a gigabyte of activations."""
 
 
 class Role:
