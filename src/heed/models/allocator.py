@@ -15,7 +15,7 @@ def keep_freed_memory() -> None:
     """Let a step's tensors take the memory that those of the step before have left; does something with glibc alone.
 
     By default it goes back to the system when they are freed, and every page of it is zeroed again at its first use: up to a
-    fifth of a training step. With this all tensors lie on the heap, however large, and of its free end at most `KEPT` bytes stay with
+    sixth of a training step. With this all tensors lie on the heap, however large, and of its free end at most `KEPT` bytes stay with
     the process. Source: mallopt(3).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
