@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
 from pathlib import Path
 from threading import Thread
@@ -18,7 +19,7 @@ from heed.pipeline import people, sources
 from heed.pipeline.collect import JudgeConfig
 from heed.pipeline.recipe import load_recipe
 from heed.pipeline.runner import run as run_recipe
-from heed.records import Prompt, Response
+from heed.records import Judgement, Prompt, Response
 from heed.training.run import Run
 from tests.feedback.panel import CAREFUL, panel
 
@@ -58,8 +59,25 @@ def test_items_are_asked_once_and_their_answers_come_back(location: str) -> None
     assert len(found) == 3
     assert {j.annotator for j in found} == {"ann"}
     assert all(text.startswith("no") == (rank == 1) for j in found for text, rank in zip(j.responses, j.ranks, strict=True))
-    own = {found[0].prompt.id}
-    assert people.judged(location, "tone", own).judgements == found[:1]
+
+
+def test_a_later_round_takes_only_what_it_asked_about_the_same_prompts(location: str) -> None:
+    later = [(prompt, [Response("why?"), Response("never"), responses[0]]) for prompt, responses in ITEMS]
+    with closing(Database(location)) as database:
+        account, asked = 0, []
+        for number, items in enumerate((ITEMS, later), start=1):
+            asked.append({prompt.id: {response.text for response in responses} for prompt, responses in items})
+            people.ask(database, "tone", items)
+            account = account or annotator(database, "ann")
+            assert label(database, "tone", account) == 4
+            assert len(people.judged(location, "tone").judgements) == 4 * number
+        people.ask(database, "tone", [(prompt, [Response("no"), Response("yes")]) for prompt, _ in ITEMS])
+        for each in asked:
+            said = people.judged(location, "tone", each).judgements
+            assert [(j.prompt.id, set(j.responses)) for j in said] == list(each.items())
+        with Run(Path(location).parent / "run", display=False) as run:
+            people.wait(database, "tone", asked[0], run)  # though the last items of the project are still to be answered
+        assert people.waiting(database, "tone") == (4, 12)
 
 
 def test_waiting_ends_with_the_last_answer_and_an_open_task_is_waited_for(
@@ -141,3 +159,44 @@ def test_a_project_without_answers_is_said_to_have_none(location: str, tmp_path:
     )
     with pytest.raises(UserError, match="has no answers"):
         run_recipe(load_recipe(recipe), lambda _: None, display=False)
+
+
+def test_a_stage_that_asks_again_has_all_that_follows_made_again(location: str, tmp_path: Path, tiny_model: Path) -> None:
+    database, said = Database(location), list[str]()
+    people.ask(database, "tone", ITEMS)
+    account = annotator(database, "ann")
+    label(database, "tone", account, most=2)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"name: team\nmodel: {tiny_model}\nmax_length: 64\ndevice: cpu\noutput: {tmp_path / 'run'}\n"
+        f"stages:\n- judge: {{project: tone, database: {location}, wait: false}}\n- reward_model: {{batch_size: 2, held_out: 0.5}}\n"
+    )
+    run_recipe(load_recipe(recipe), lambda _: None, display=False)
+    label(database, "tone", account)
+    run_recipe(load_recipe(recipe), said.append, display=False)
+    assert sum("unchanged" in line for line in said) == 2
+    shutil.rmtree(tmp_path / "run" / "stages" / "01-judge")
+    said.clear()
+    run_recipe(load_recipe(recipe), said.append, display=False)
+    assert "  runs again: inputs.preferences.0 changed" in said
+    assert sum("unchanged" in line for line in said) == 0
+
+
+def test_one_annotator_twice_shows_no_agreement_and_ties_alone_measure_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    for name, ranks in (("twice", (1, 2, 3)), ("ties", (1, 1, 1))):
+        with closing(FeedbackStore(tmp_path / f"{name}.db")) as store:
+            store.add_items(ITEMS)
+            said = [Judgement(prompt, tuple(r.text for r in responses), ranks, "ann") for prompt, responses in ITEMS]
+            store.add_judgements([*said, *said])
+        recipe.write_text(
+            f"name: {name}\nmodel: {tiny_model}\nmax_length: 64\ndevice: cpu\noutput: {tmp_path / name}\n"
+            f"data: {{preferences: {tmp_path / name}.db}}\nstages:\n- reward_model: {{batch_size: 2, held_out: 0.5}}\n"
+        )
+        if name == "ties":
+            with pytest.raises(UserError, match="held-out comparisons are all ties; expected one at least"):
+                run_recipe(load_recipe(recipe), lambda _: None, display=False)
+            assert not (tmp_path / name / "stages" / "01-reward_model" / "model").exists()
+        else:
+            summary = run_recipe(load_recipe(recipe), lambda _: None, display=False)
+            assert summary["reward_model"]["noise_ceiling"] is None

@@ -82,7 +82,7 @@ def test_every_stage_reads_the_newest_of_what_it_needs(write_recipe: WriteRecipe
 def test_a_hash_changes_with_settings_and_content_and_carries_downstream(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     def hashes(*overrides: str) -> dict[str, str]:
         recipe = load_recipe(write_recipe(), overrides)
-        return {name: own for name, (own, _) in stage_hashes(recipe, plan(recipe)).items()}
+        return {name: own for name, (own, _) in stage_hashes(recipe, plan(recipe), {}).items()}
 
     def changed(other: dict[str, str]) -> list[str]:
         return [name for name in before if before[name] != other[name]]

@@ -11,12 +11,12 @@ from pathlib import Path
 from random import Random
 from typing import cast
 
-from heed.data.writers import from_row, write_jsonl
+from heed.data.writers import from_row, to_row, write_jsonl
 from heed.errors import UserError, require
 from heed.feedback import FeedbackStore, SimulatedAnnotator, judge, krippendorff_alpha, pairwise_agreement
 from heed.feedback.database import Database
 from heed.pipeline import people, sources
-from heed.pipeline.context import Context, Outcome, PatientEngine, write_json
+from heed.pipeline.context import Context, Outcome, PatientEngine, hashed, write_json
 from heed.records import Judgement, Prompt, Response, Rollout, Sampling
 from heed.rollout.local import LocalEngine
 
@@ -154,11 +154,13 @@ def collect_judgements(ctx: Context) -> Outcome:
     config: JudgeConfig = ctx.config
     items = _items(ctx) if "responses" in ctx.inputs else []
     location = ctx.folder / "feedback.db"
+    gathered = None
     if config.project is None:
         metrics = _simulated(ctx, config, items, location)
     else:
         metrics = _by_people(ctx, config, config.project, items, location)
-    return Outcome(metrics, {"feedback": {**metrics, "simulated": config.project is None}})
+        gathered = hashed([to_row(ranking) for ranking in sources.read("preferences", str(location)).records])
+    return Outcome(metrics, {"feedback": {**metrics, "simulated": config.project is None}}, gathered)
 
 
 def _items(ctx: Context) -> list[tuple[Prompt, list[Response]]]:
@@ -175,13 +177,13 @@ def _by_people(
     ctx: Context, config: JudgeConfig, project: str, items: list[tuple[Prompt, list[Response]]], location: Path
 ) -> dict[str, float]:
     """Copy what a project's annotators say of the items (of all, where none are given) into the stage's own store."""
-    own = {prompt.id for prompt, _ in items} or None
+    asked = {prompt.id: {response.text for response in responses} for prompt, responses in items} or None
     with closing(Database(config.database)) as database:
         if items:
             ctx.say(people.ask(database, project, items))
         if config.wait:
-            people.wait(database, project, own, ctx.run)
-    found, weights = people.judged(config.database, project, own, weights=config.weights)
+            people.wait(database, project, asked, ctx.run)
+    found, weights = people.judged(config.database, project, asked, weights=config.weights)
     if not found:
         raise UserError(f"project {project!r} has no answers", fix="let annotators answer first: heed label, or set judge.wait")
     for left in location.parent.glob(f"{location.name}*"):  # by a try that was cut off

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ class Outcome:
     """Its last numbers, for a person to read."""
     summary: Mapping[str, Any] = field(default_factory=dict)
     """Its part of `summary.json`."""
+    gathered: str | None = None
+    """The hash of what it took from outside, where its settings and inputs do not say what that is: people's answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,11 @@ class PatientEngine:
             self.run.progress(len(rollouts), len(prompts) * n, self.note)
             self.run.checkpoint_if_due(False, lambda: None)
         return rollouts
+
+
+def hashed(value: object) -> str:
+    """A short hash of anything that JSON holds."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import heed
 from heed.config import as_mapping
-from heed.pipeline.recipe import Recipe, Stage
+from heed.data.writers import to_row
+from heed.pipeline import sources
+from heed.pipeline.context import hashed
+from heed.pipeline.recipe import Recipe, Stage, without_passwords
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,9 @@ class _Newest:
                 return {"policy": self.policy, "reference": self.start, "prompts": prompts, "reward": reward}
             case "evaluate":
                 measures = {name: source for name, source in (("reward", self.reward), ("gold", self.gold)) if source}
-                policies = {f"policy.{name}": policy for name, policy in {**self.policies, **self.compare}.items()}
+                # The run's own optimised policies come last: the newest of all is what a report speaks of.
+                unoptimised = {name: policy for name, policy in self.policies.items() if name in ("base", "sft")}
+                policies = {f"policy.{name}": policy for name, policy in {**unoptimised, **self.compare, **self.policies}.items()}
                 return {"prompts": need("eval_prompts", "name held-out prompts as data.eval_prompts"), **policies, **measures}
             case _:
                 return dict(self.records)
@@ -125,6 +132,8 @@ class _Newest:
             case "sample":
                 self.responses = Output(name, "responses.jsonl")
             case "judge":
+                if self.responses is None:  # it takes a whole project, and so what it took in the round before
+                    self.preferences = [p for p in self.preferences if not isinstance(p, Output) or _place(p.stage) != _place(name)]
                 self.preferences.append(Output(name, "feedback.db"))
             case "reward_model":
                 self.reward = Output(name, "model")
@@ -166,6 +175,11 @@ def plan(recipe: Recipe, num_rounds: int = 1) -> list[PlannedStage]:
     return planned
 
 
+def _place(name: str) -> str:
+    """A stage's name without its round: `r2-05-ppo` is `05-ppo`."""
+    return "-".join(name.split("-")[-2:])
+
+
 def _source(spec: str | None) -> Input | None:
     return Source(spec) if spec else None
 
@@ -174,32 +188,58 @@ def settings(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """Everything configured that a stage's result depends on."""
     shared = as_mapping(recipe)
     model = {name: shared[name] for name in ("lora", "dtype", "max_length")}
-    return {"kind": stage.kind, "config": as_mapping(stage.config), "model": model}
+    return {"kind": stage.kind, "config": without_passwords(as_mapping(stage.config)), "model": model}
 
 
-def stage_hashes(recipe: Recipe, planned: Sequence[PlannedStage]) -> dict[str, tuple[str, dict[str, str]]]:
+def stage_hashes(
+    recipe: Recipe, planned: Sequence[PlannedStage], records: Mapping[str, Mapping[str, Any]]
+) -> dict[str, tuple[str, dict[str, str]]]:
     """For every stage its content hash and those of its inputs.
 
     A stage's hash is over heed's version, its settings and its inputs: files by content, upstream outputs by the hash of the
-    stage that writes them. So the hashes of a whole run are known before it starts.
+    stage that writes them, and by what that gathered from people once it has done so (`records` of the stages that are done).
     """
     found: dict[str, tuple[str, dict[str, str]]] = {}
+    written: dict[str, str] = {}
     for each in planned:
         inputs = {}
         for name, source in each.inputs.items():
-            inputs[name] = source_hash(source.spec) if isinstance(source, Source) else _hash([found[source.stage][0], source.path])
-        found[each.name] = _hash({"heed": heed.__version__, "settings": settings(recipe, each.stage), "inputs": inputs}), inputs
+            inputs[name] = source_hash(source.spec) if isinstance(source, Source) else hashed([written[source.stage], source.path])
+        own = hashed({"heed": heed.__version__, "settings": settings(recipe, each.stage), "inputs": inputs})
+        gathered = records.get(each.name, {}).get("gathered")
+        found[each.name], written[each.name] = (own, inputs), own if gathered is None else hashed([own, gathered])
     return found
 
 
 def source_hash(spec: str) -> str:
-    """The hash of what `spec` names: a file's or folder's content, a function's source file, or the id itself."""
-    file = next((path for path in (Path(spec), Path(spec.rpartition(":")[0])) if path.is_file()), None)
+    """The hash of what `spec` names: a file's or folder's content, a feedback store's judgements, a function's source, or the id itself."""
+    place = spec.rpartition(":")[0]
+    file = next((path for path in (Path(spec), Path(place), _module_file(place)) if path is not None and path.is_file()), None)
     if file is not None:
-        return _file_hash(file)
+        return _store_hash(file) if sources.names_store(spec) else _file_hash(file)
     if Path(spec).is_dir():
-        return _hash({str(path.relative_to(spec)): _file_hash(path) for path in sorted(Path(spec).rglob("*")) if path.is_file()})
-    return _hash(spec)
+        return hashed({str(path.relative_to(spec)): _file_hash(path) for path in sorted(Path(spec).rglob("*")) if path.is_file()})
+    return hashed(spec)
+
+
+def _module_file(name: str) -> Path | None:
+    """Where a module's source is, if `name` is a module's."""
+    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+        with suppress(ImportError, ValueError):
+            spec = find_spec(name)
+            return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+    return None
+
+
+def _store_hash(store: Path) -> str:
+    """Over its judgements: what was written last may lie in the write-ahead log beside the file, which comes and goes."""
+    beside = (store, store.with_name(f"{store.name}-wal"), sources.weights_beside(store))
+    return _judgements_hash(store, tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in beside if path.exists()))
+
+
+@cache
+def _judgements_hash(store: Path, stamps: tuple[tuple[int, int], ...]) -> str:
+    return hashed([to_row(record) for record in sources.read("preferences", str(store)).records])
 
 
 def _file_hash(path: Path) -> str:
@@ -211,7 +251,3 @@ def _content_hash(path: Path, size: int, changed: int) -> str:
     """Kept for as long as the file is as large and as old: models are gigabytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

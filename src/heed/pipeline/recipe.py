@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from heed.pipeline.stages import STAGES
 from heed.training.run import Tracker
 
 DEMO = Path(__file__).with_name("demo.yaml")
+PASSWORD = re.compile(r"(?<=://)([^/:@\s]*:)[^/@\s]*(?=@)|(\bpassword=)[^&\s]*")
+"""In a database's URL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ class Recipe:
     lora: LoRAConfig | None = None
     """Train low-rank adapters instead of all weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """How weights are held in memory."""
+    """How weights are held in memory: those of whole models that are trained in float32, others and those below LoRA in either."""
     device: str = "auto"
     """`auto` takes a GPU where there is one."""
     gradient_checkpointing: bool = False
@@ -103,6 +106,8 @@ class Recipe:
     def __post_init__(self) -> None:
         require(self.max_length > 1, "max_length", self.max_length, "2 tokens or more")
         require(bool(self.name) and "/" not in self.name, "name", self.name, "a short name that can be part of a path")
+        own = sorted({"base", "best_of_n", *STAGES} & set(self.compare))
+        require(not own, "compare", ", ".join(own), "names that no policy of the run itself has")
 
     @property
     def folder(self) -> Path:
@@ -116,10 +121,15 @@ class Recipe:
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe as YAML, every setting written out; `load_recipe` reads the same recipe back."""
+    """The recipe as YAML, every setting written out; `load_recipe` reads the same recipe back, but for passwords."""
     values = as_mapping(replace(recipe, stages=()))
-    values["stages"] = [{stage.kind: as_mapping(stage.config)} for stage in recipe.stages]
+    values["stages"] = [{stage.kind: without_passwords(as_mapping(stage.config))} for stage in recipe.stages]
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def without_passwords(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's settings as a run's files and its report may show them to others: `***` for the password of a database."""
+    return {name: PASSWORD.sub(r"\1\2***", value) if isinstance(value, str) else value for name, value in settings.items()}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -83,12 +83,11 @@ class Session:
     def advance(self, num_rounds: int, *, closing: bool) -> None:
         """Do what is left of the first `num_rounds` rounds or, once they are over, of the stages that close the run."""
         planned = plan(self.recipe, num_rounds)
-        hashes = stage_hashes(self.recipe, planned)
         for number, each in enumerate(planned, start=1):
             if each.name in self.records or each.closing != closing:
                 continue
             self.say(f"[{number}/{len(planned)}] {each.name}")
-            own_hash, inputs = hashes[each.name]
+            own_hash, inputs = stage_hashes(self.recipe, planned, self.records)[each.name]
             started = {"name": each.name, "hash": own_hash, **settings(self.recipe, each.stage), "inputs": inputs}
             self.records[each.name] = self.left_over(started) or self.execute(each, started)
             self.summary = summarise(self.records, num_rounds)
@@ -131,6 +130,7 @@ class Session:
                 "outputs": sorted(path.name for path in folder.iterdir() if path not in (folder / "config.json", live.checkpoint_path)),
                 "metrics": outcome.metrics,
                 "summary": outcome.summary,
+                **({} if outcome.gathered is None else {"gathered": outcome.gathered}),
             }
             write_json(folder / "stage.json", record)
             live.checkpoint_path.unlink(missing_ok=True)

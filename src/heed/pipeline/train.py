@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heed.data.split import split_by_prompt
-from heed.errors import require
+from heed.errors import UserError, require
 from heed.evaluation import evaluate_reward_model
 from heed.feedback import FeedbackStore, noise_ceiling, pairwise_agreement
 from heed.models.language_model import LanguageModel
@@ -46,6 +46,13 @@ def reward_model(ctx: Context) -> Outcome:
     """Train a reward model on all comparisons so far, and measure it on held-out prompts."""
     config: RewardModelStageConfig = ctx.config
     train, held_out = split_by_prompt(ctx.preferences(), config.held_out, config.seed)
+    measured_on = pairs(held_out)
+    if all(pair.label == 0.5 for pair in measured_on):
+        raise UserError(
+            f"the {len(measured_on)} held-out comparisons are all ties",
+            expected="one at least that people decided, to measure the reward model on",
+            fix="raise held_out, or gather more comparisons",
+        )
     policy = ctx.policy(train=True)
     model = new_scalar_model(policy, "reward", config.seed)
     renderer = ctx.renderer(model)
@@ -53,7 +60,7 @@ def reward_model(ctx: Context) -> Outcome:
     model.save(ctx.folder / "model")
     ceiling = _noise_ceiling(ctx)
     measured = evaluate_reward_model(
-        model, renderer, pairs(held_out), gold=ctx.gold(), noise_ceiling=ceiling, max_tokens=config.max_tokens, seed=config.seed
+        model, renderer, measured_on, gold=ctx.gold(), noise_ceiling=ceiling, max_tokens=config.max_tokens, seed=config.seed
     )
     shown = {"held_out_accuracy": measured.accuracy.mean, "longer": measured.longer_baseline, "shorter": measured.shorter_baseline}
     shown |= {"noise_ceiling": ceiling} if ceiling is not None else {}
@@ -65,11 +72,13 @@ def pairs(items: Sequence[PreferencePair | Ranking]) -> list[PreferencePair]:
 
 
 def _noise_ceiling(ctx: Context) -> float | None:
-    """What annotators' agreement allows, where the comparisons come from a store in which some were judged twice."""
+    """What annotators' agreement allows, where the comparisons come from stores in which two annotators judged the same."""
     stores = [FeedbackStore(spec) for name, spec in ctx.inputs.items() if name.startswith("preferences.") and sources.names_store(spec)]
     judgements = [judgement for store in stores for judgement in store.judgements()]
-    judged_twice = len({(j.prompt.id, j.responses) for j in judgements}) < len(judgements)
-    return noise_ceiling(pairwise_agreement(judgements)) if judged_twice else None
+    try:
+        return noise_ceiling(pairwise_agreement(judgements))
+    except UserError:
+        return None
 
 
 def dpo(ctx: Context) -> Outcome:
