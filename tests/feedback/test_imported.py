@@ -11,8 +11,9 @@ from heed.feedback.database import Database
 from heed.feedback.disputes import disputes, standing_judgements
 from heed.feedback.export import Export
 from heed.feedback.imported import AddedRankings, add_rankings
-from heed.feedback.projects import NotFound
+from heed.feedback.projects import Added, NotFound
 from heed.feedback.quality import quality
+from heed.feedback.schema import utc_now
 from heed.feedback.store import FeedbackStore
 from heed.feedback.transfer import project_rows
 from heed.records import Prompt, Ranking, Response
@@ -61,6 +62,39 @@ def test_a_file_that_is_added_twice_counts_once(team: Team) -> None:
     add_rankings(team.database, project.id, twice, "Paper", None)
     assert add_rankings(team.database, project.id, [*twice, *rankings(3, (3, 2, 1))], "paper", None) == AddedRankings(1, 4, 0)
     assert [answer.ranks for answer in standing_answers(team.database, project.id).answers] == [(1, 3, 2), (1, 3, 2), (3, 2, 1)]
+    assert team.drifted() == []
+
+
+def test_who_disagree_in_the_order_of_their_files_judge_one_item(team: Team) -> None:
+    project, prompt = team.project(items=0, responses=2), Prompt("Q?")
+    for name, texts, new in (("ann", ("a", "b"), 1), ("ben", ("b", "a"), 0), ("cy", ("b", "a"), 0)):
+        added = team.projects.add_items(project.id, [(prompt, [Response(text) for text in texts])], None)
+        assert added == Added(new, 1 - new, 0, 0)
+        assert add_rankings(team.database, project.id, [Ranking(prompt, texts, (1, 2))], name, None) == AddedRankings(1, 0, 0)
+    found = list(Export(team.database, project.id, "rankings").rows())
+    assert [(row["annotator"], row["responses"], row["ranks"]) for row in found] == [
+        ("ann", ["a", "b"], [1, 2]),
+        ("ben", ["a", "b"], [2, 1]),
+        ("cy", ["a", "b"], [2, 1]),
+    ]
+    (pair,) = Export(team.database, project.id, "pairs").rows()
+    assert (pair["chosen"], pair["label"], pair["weight"]) == ("b", pytest.approx(2 / 3), 3)
+
+
+def test_what_a_file_brought_is_no_work_of_today_and_cannot_be_undone(team: Team) -> None:
+    team.clock.now = utc_now()
+    project, ann = team.project(items=9, overlap=2), team.annotator("ann", daily_cap=2)
+    (own,) = team.work(project.id, ann, 1)
+    others = [ranking for ranking in rankings(7) if ranking.prompt != own.prompt]
+    assert add_rankings(team.database, project.id, others, "ann", None).new == len(others) >= 6
+    assert team.tasks.progress(project.id, ann).today == 1
+    assert Accounts(team.database).answers_today() == {ann: 1}
+    team.work(project.id, ann, 1)
+    assert team.tasks.next(project.id, ann) is None
+    undone = [team.tasks.undo(project.id, ann) for _ in range(3)]
+    assert undone[1] is not None
+    assert (undone[1].item_id, undone[2]) == (own.item_id, None)
+    assert len(standing_answers(team.database, project.id).answers) == len(others)
     assert team.drifted() == []
 
 

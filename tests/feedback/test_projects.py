@@ -12,6 +12,7 @@ from heed.errors import UserError
 from heed.feedback.database import Database
 from heed.feedback.projects import Added, Conflict, NotFound, Projects, ProjectSettings
 from heed.feedback.schema import AuditRow, ItemRow
+from heed.feedback.store import FeedbackStore
 from heed.records import Message, Prompt, Response
 from tests.feedback.team import Team
 
@@ -87,6 +88,22 @@ def test_responses_are_put_together_by_as_many_as_are_shown(projects: Projects, 
     assert projects.add_items(made.id, rows, None) == Added(new=3, known=0, too_few=2, left_over=1)
     assert projects.add_items(made.id, rows, None) == Added(new=0, known=3, too_few=2, left_over=1)
     assert [row.remaining for row in items_of(database)] == [3, 3, 3]
+
+
+def test_the_same_responses_in_another_order_are_the_same_item_and_gold_stays_as_it_is(projects: Projects, database: Database) -> None:
+    made = projects.create("p", ProjectSettings(num_responses=3), None)
+    first = [(Prompt("a"), responses("xyz")), (Prompt("b"), responses("xyz"))]
+    assert projects.add_items(made.id, first, None, gold=[None, (1, 2, 3)]) == Added(new=2, known=0, too_few=0, left_over=0)
+    turned = [(Prompt(text), responses(order)) for text, order in (("a", "zyx"), ("b", "yxz"), ("c", "xyz"), ("c", "zxy"), ("a", "xyw"))]
+    again = projects.add_items(made.id, turned, None, gold=[None, (1, 2, 3), None, None, None])
+    assert again == Added(new=2, known=3, too_few=0, left_over=0)
+    assert [row.gold for row in items_of(database)] == [None, [1, 2, 3], None, None]
+
+
+def test_an_item_is_known_also_where_responses_came_in_another_order_than_it_has(projects: Projects, database: Database) -> None:
+    made = projects.create("p", ProjectSettings(num_responses=2), None)
+    FeedbackStore(database).add_responses(Prompt("a"), responses("xy"))
+    assert [projects.add_items(made.id, [(Prompt("a"), responses(order))], None).new for order in ("yx", "xy", "yx")] == [1, 0, 0]
 
 
 def test_one_response_is_enough_where_nothing_is_compared(projects: Projects) -> None:

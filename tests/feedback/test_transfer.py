@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from heed.errors import UserError
 from heed.feedback.accounts import Accounts
 from heed.feedback.database import Database
-from heed.feedback.projects import Conflict, NotFound, Projects
+from heed.feedback.projects import Added, Conflict, NotFound, Projects, ProjectSettings
 from heed.feedback.schema import (
     AccountRow,
     AnswerRow,
@@ -176,6 +176,27 @@ def test_conversations_keep_their_messages(team: Team, tmp_path: Path) -> None:
     import_project(there, lines(team.database, "talk"), "p.jsonl")
     (found,) = FeedbackStore(there).prompts()
     assert (found, found.tags) == (prompt, prompt.tags)
+
+
+def test_one_set_of_responses_in_two_orders_as_an_older_heed_left_it_stays_two_items(team: Team, tmp_path: Path) -> None:
+    project = team.projects.create("twice", ProjectSettings(num_responses=2), None)
+    either = [(Prompt("Q?"), [Response(text) for text in texts]) for texts in ("ab", "ba")]
+    team.projects.add_items(project.id, either[:1], None)
+    with team.database.write() as session:
+        first = session.scalars(select(ItemRow).where(ItemRow.project_id == project.id)).one()
+        second = ItemRow(project_id=project.id, prompt_id=first.prompt_id, digest="of b, a", remaining=1, shuffle=0.5, categories=[])
+        session.add(second)
+        session.flush()
+        held = session.scalars(select(ItemResponseRow).where(ItemResponseRow.item_id == first.id))
+        places = [(row.position, row.response_id) for row in held]
+        session.add_all(ItemResponseRow(item_id=second.id, position=1 - place, response_id=i) for place, i in places)
+    written = lines(team.database, "twice")
+    there = Database(tmp_path / "there.db")
+    import_project(there, written, "p.jsonl")
+    assert lines(there, "twice") == written
+    for database in (team.database, there):
+        projects = Projects(database)
+        assert projects.add_items(projects.get("twice").id, either, None) == Added(0, 2, 0, 0)
 
 
 def test_what_was_taken_back_does_not_count_there_either(team: Team, tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ import pytest
 
 from heed.feedback.accounts import Accounts
 from heed.feedback.database import Database
+from heed.feedback.imported import add_rankings
 from heed.feedback.projects import Project, Projects, ProjectSettings
 from heed.feedback.schema import utc_now
 from heed.feedback.tasks import Answer, Tasks
-from heed.records import Prompt, Response
+from heed.records import Prompt, Ranking, Response
 from heed.web import dashboard
 from heed.web.charts import bars, interval, over_time
 from tests.web.conftest import Person, text_of
@@ -93,6 +94,18 @@ def test_it_says_how_far_the_work_is_and_what_the_answers_show(person: Make, sha
     assert "secret" not in page
     assert " style=" not in page
     assert "<style" not in page
+
+
+def test_what_a_file_brought_is_no_work_of_the_last_hour(person: Make, shared: Project, database: Database):
+    lead, ann = person("Lea", "lead"), person("Ann", "annotator").account.id
+    ranked = [Ranking(Prompt(f"Question {i}?"), tuple("worth " + "x" * (i + n) for n in range(1, 4)), (3, 2, 1)) for i in range(10)]
+    add_rankings(database, shared.id, ranked, "Paper", None)
+    page = text_of(lead.get(f"/projects/{shared.id}").text)
+    assert "10 of 20 answers" in page
+    assert re.search(r"in the last hour 0 0 in 24 hours last \d\d ", page)
+    work(database, shared, ann, 2)
+    assert re.search(r"in the last hour 2 2 in 24 hours last \d\d ", text_of(lead.get(f"/projects/{shared.id}").text))
+    assert len(dashboard.look(database, shared).times) == 2
 
 
 def test_what_stands_out_of_an_annotator_is_said_in_words(person: Make, database: Database):

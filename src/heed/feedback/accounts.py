@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from heed.errors import UserError, require
 from heed.feedback.database import Database
+from heed.feedback.ordering import from_file
 from heed.feedback.projects import Conflict, Forbidden, NotFound, audit
 from heed.feedback.schema import (
     AccountRow,
@@ -312,9 +313,10 @@ class Accounts:
         return pseudonym
 
     def answers_today(self) -> dict[int, int]:
-        """By account, the answers since midnight UTC that were not undone; nothing for those who gave none."""
+        """By account, the answers since midnight UTC that were not undone and that no file brought; nothing for those who gave none."""
         midnight = utc_now().replace(hour=0, minute=0, second=0, microsecond=0)
-        query = select(AnswerRow.account_id, func.count()).where(AnswerRow.created_at >= midnight, AnswerRow.undone_at.is_(None))
+        standing = AnswerRow.created_at >= midnight, AnswerRow.undone_at.is_(None), ~from_file(AnswerRow.lease_id)
+        query = select(AnswerRow.account_id, func.count()).where(*standing)
         with self.database.read() as session:
             return dict(session.execute(query.group_by(AnswerRow.account_id)).all())
 

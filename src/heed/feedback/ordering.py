@@ -118,6 +118,11 @@ def in_project(item_id: ColumnElement[int] | InstrumentedAttribute[int], project
     return select(ItemRow.project_id).where(ItemRow.id == item_id).scalar_subquery() == project_id
 
 
+def from_file(lease_id: ColumnElement[int] | InstrumentedAttribute[int]) -> ColumnElement[bool]:
+    """Whether a file had the answer to a lease, so that its annotator did nothing when it came."""
+    return select(LeaseRow.reason).where(LeaseRow.id == lease_id).scalar_subquery() == "imported"
+
+
 def _had(account_id: int) -> ColumnElement[bool]:
     """Whether this annotator has or had the item, other than by letting it lie."""
     lease = aliased(LeaseRow)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections import defaultdict
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -212,7 +213,7 @@ class Projects:
         *,
         gold: Sequence[Sequence[int] | None] | None = None,
     ) -> Added:
-        """Add prompts with their responses, `num_responses` at a time; those that the project has are left as they are.
+        """Add prompts with their responses, `num_responses` at a time; those that the project has, in any order, are left as they are.
 
         Equal texts are one response. `gold` has the right ranks for the responses of a prompt, or none; UserError where
         they do not fit. A prompt's tag `categories`, split at commas, says what it may hold that people asked not to see.
@@ -240,7 +241,7 @@ def add_project_items(
     project = project_of(find_project(session, project_id, lock=True))
     check_style(session, project_id, [prompt for prompt, _ in items])
     settings, rows, known, too_few, left_over = project.settings, [], 0, 0, 0
-    have = _known_items(session, project_id, {prompt.id for prompt, _ in items})
+    have = _known_groups(session, project_id, {prompt.id for prompt, _ in items})
     for index, ((prompt, _), found) in enumerate(zip(items, ids, strict=True)):
         right = gold[index] if gold else None
         different = list(dict.fromkeys(found))
@@ -251,11 +252,11 @@ def add_project_items(
             require(len(groups) == 1, "gold", right, f"ranks of {settings.num_responses} responses at most: those shown together")
             check_ranks(right, len(groups[0]))
         for group in groups:
-            digest = hashlib.sha256(json.dumps(group).encode()).hexdigest()
-            if (prompt.id, digest) in have:
+            if frozenset(group) in have:
                 known += 1
                 continue
-            have.add((prompt.id, digest))
+            have.add(frozenset(group))
+            digest = hashlib.sha256(json.dumps(group).encode()).hexdigest()
             rows.append((_item(project_id, prompt, digest, settings, right), group))
     session.add_all(row for row, _ in rows)
     session.flush()
@@ -336,13 +337,18 @@ def _check_sizes(session: Session, project_id: int, settings: ProjectSettings) -
     require(fits[settings.compare], "compare", settings.compare, f"{wanted}, which this project does not have; make another")
 
 
-def _known_items(session: Session, project_id: int, prompt_ids: Collection[str]) -> set[tuple[str, str]]:
-    """Prompt and digest of the items that a project has of these prompts."""
-    wanted, found = list(prompt_ids), set[tuple[str, str]]()
+def _known_groups(session: Session, project_id: int, prompt_ids: Collection[str]) -> set[frozenset[int]]:
+    """Responses of each item that a project has of these prompts.
+
+    Sets, not digests, which know an order: files that disagree on which of two is better name them in opposite orders.
+    """
+    wanted, found = list(prompt_ids), defaultdict[int, set[int]](set)
+    held = select(ItemRow.id, ItemResponseRow.response_id).join(ItemResponseRow, ItemResponseRow.item_id == ItemRow.id)
     for start in range(0, len(wanted), 500):
         own = ItemRow.project_id == project_id, ItemRow.prompt_id.in_(wanted[start : start + 500])
-        found.update(session.execute(select(ItemRow.prompt_id, ItemRow.digest).where(*own)).tuples())
-    return found
+        for item_id, response_id in session.execute(held.where(*own)).tuples():
+            found[item_id].add(response_id)
+    return {frozenset(group) for group in found.values()}
 
 
 def _groups(ids: list[int], settings: ProjectSettings) -> list[list[int]]:

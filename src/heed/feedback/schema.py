@@ -192,7 +192,7 @@ class ItemRow(Base):
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
     prompt_id: Mapped[str] = mapped_column(ForeignKey("prompts.id"))
     digest: Mapped[str] = mapped_column(String(64))
-    """Of the responses' ids."""
+    """Of the responses' ids in the item's order."""
     remaining: Mapped[int]
     """Annotators that it still waits for; 0 for a gold item, which is given out beside the others."""
     shuffle: Mapped[float]

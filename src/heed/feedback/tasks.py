@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from heed.errors import UserError
 from heed.feedback.database import Database
-from heed.feedback.ordering import Reason, avoids, choose, in_project, num_left
+from heed.feedback.ordering import Reason, avoids, choose, from_file, in_project, num_left
 from heed.feedback.projects import (
     IDS,
     SCALE,
@@ -89,7 +89,7 @@ class OwnProgress:
     """Where an annotator stands."""
 
     today: int
-    """Answers and skips since midnight (UTC) in all projects: what the daily cap counts."""
+    """Answers and skips since midnight (UTC) in all projects, without those that files brought: what the daily cap counts."""
     left: int
     """Items of the project that wait for an annotator and may come to this one."""
 
@@ -121,7 +121,7 @@ class Tasks:
     def next(self, project_id: int, account_id: int) -> Task | None:
         """The task that the annotator has open, or a new one; None where there is nothing left for this person today.
 
-        Today is the day in UTC; skips count towards the daily cap as answers do.
+        Today is the day in UTC; skips count towards the daily cap as answers do, and what a file brought does not.
         """
         with self.database.write() as session:
             project = find_project(session, project_id, lock=True)
@@ -221,7 +221,7 @@ class Tasks:
     def undo(self, project_id: int, account_id: int) -> Task | None:
         """Take back the annotator's last answer, which is kept as undone, and show its task again; None where there is none.
 
-        A task that was open meanwhile goes back to the others.
+        A task that was open meanwhile goes back to the others. What a file brought stays.
         """
         with self.database.write() as session:
             settings = settings_of(find_project(session, project_id, lock=True))
@@ -229,7 +229,7 @@ class Tasks:
             last = session.scalar(
                 select(AnswerRow)
                 .where(AnswerRow.account_id == account_id, in_project(AnswerRow.item_id, project_id))
-                .where(AnswerRow.undone_at.is_(None), AnswerRow.skipped == "")
+                .where(AnswerRow.undone_at.is_(None), AnswerRow.skipped == "", ~from_file(AnswerRow.lease_id))
                 .order_by(AnswerRow.id.desc())
                 .limit(1)
             )
@@ -311,7 +311,7 @@ class Tasks:
     def _answers_today(self, session: Session, account_id: int) -> int:
         midnight = self.clock().replace(hour=0, minute=0, second=0, microsecond=0)
         standing = AnswerRow.account_id == account_id, AnswerRow.created_at >= midnight, AnswerRow.undone_at.is_(None)
-        return session.scalar(select(func.count(AnswerRow.id)).where(*standing)) or 0
+        return session.scalar(select(func.count(AnswerRow.id)).where(*standing, ~from_file(AnswerRow.lease_id))) or 0
 
 
 def check_answer(answer: Answer, settings: ProjectSettings, count: int) -> None:

@@ -47,7 +47,9 @@ class View:
     reward_models: tuple[ModelAgreement, ...]
     """The newest first."""
     times: np.ndarray
-    """When answers were given."""
+    """When answers were given; without those that a file brought, which say nothing of how fast people work."""
+    last: datetime | None
+    """When the last of them was; where files brought all answers, when the last came."""
     at: float
     seconds: float
     """It took."""
@@ -99,9 +101,10 @@ class Watch:
         standing = standing_answers(database, project.id)
         found = quality(standing, project.settings.overlap)
         scored = agreements(database, project.id, standing)
-        times = np.array([answer.created_at for answer in standing.answers], dtype="datetime64[us]")
+        given = [answer.created_at for answer in standing.answers if answer.reason != "imported"]
+        last = max(given or (answer.created_at for answer in standing.answers), default=None)
         ended = time.monotonic()
-        self._views[project.id] = View(state, found, scored, times, ended, ended - started)
+        self._views[project.id] = View(state, found, scored, np.array(given, dtype="datetime64[us]"), last, ended, ended - started)
 
 
 def _is_slow(seen: View | None) -> bool:
@@ -170,7 +173,7 @@ def _context(database: Database, project: Project, view: View) -> dict[str, Any]
         "end": _end(speed, now),
         "chart": over_time(view.times),
         "reward": reward_section(view.reward_models, view.quality.ceiling),
-        "last": view.times.max().item() if len(view.times) else None,
+        "last": view.last,
         "waiting": waiting,
         "interval": interval,
         "version": "-".join(map(str, (*view.state, waiting, speed.last_hour, speed.last_day))),
