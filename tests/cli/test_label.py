@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -9,14 +10,19 @@ import socket
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from heed.cli.label import trusted_names
 from heed.cli.main import main
 from heed.feedback.accounts import Accounts
 from heed.feedback.database import Database
@@ -99,6 +105,65 @@ def test_behind_a_proxy_the_link_is_the_proxys_and_cookies_are_secure(tmp_path: 
         assert not any("warning" in line for line in app.told)
 
 
+def sign_in(app: App, visitor: str, name: str) -> int:
+    """The status of a sign-in with a wrong password that comes from a visitor, as a proxy on this machine puts it."""
+    form = urllib.parse.urlencode({"name": name, "password": "no one's password"}).encode()
+    request = urllib.request.Request(urllib.parse.urljoin(app.link, "/sign-in"), form, {"X-Forwarded-For": visitor})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def fail_often(app: App, visitor: Callable[[int], str]) -> set[int]:
+    """What as many failed sign-ins are answered as an address may have, each with a name of its own."""
+    with ThreadPoolExecutor(4) as pool:
+        return set(pool.map(lambda i: sign_in(app, visitor(i), f"guess {i}"), range(50)))
+
+
+def test_behind_a_trusted_proxy_failures_count_for_the_visitor_alone(tmp_path: Path, pairs: str) -> None:
+    with serving(tmp_path, "--data", pairs, "--trusted-proxy", "127.0.0.1") as app:
+        assert fail_often(app, lambda i: "203.0.113.1") == {403}
+        assert sign_in(app, "203.0.113.1", "Ann") == 429
+        assert sign_in(app, "198.51.100.7, 203.0.113.1", "Ann") == 429, "what stands before the proxy's own entry is the visitor's word"
+        assert sign_in(app, "203.0.113.2", "Ann") == 403
+        told = [sign_in(app, f"203.0.113.{10 + i}", "Ann") for i in range(10)]
+        assert told == [403] * 9 + [429], "a name has its own limit, wherever it is tried from"
+
+
+def test_without_a_trusted_proxy_what_is_said_of_forwarding_is_ignored(tmp_path: Path, pairs: str) -> None:
+    with serving(tmp_path, "--data", pairs) as app:
+        assert fail_often(app, lambda i: f"203.0.113.{i}") == {403}
+        assert sign_in(app, "203.0.113.99", "Ann") == 429
+
+
+@pytest.mark.parametrize(
+    ("peer", "client"),
+    [
+        ("10.0.0.1", "203.0.113.1"),
+        ("::ffff:10.0.0.1", "203.0.113.1"),  # as a socket for both kinds of address calls it
+        ("10.0.0.2", "10.0.0.2"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "::1"),
+    ],
+)
+def test_only_the_trusted_proxy_is_believed(peer: str, client: str) -> None:
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["client"][0])
+
+    scope: Any = {
+        "type": "http",
+        "client": (peer, 1),
+        "headers": [(b"x-forwarded-for", b"198.51.100.7"), (b"x-forwarded-for", b"203.0.113.1")],
+    }
+    middleware: Any = ProxyHeadersMiddleware(app, trusted_names("10.0.0.1"))
+    asyncio.run(middleware(scope, None, None))
+    assert seen == [client]
+
+
 def test_an_open_address_without_https_is_warned_of(tmp_path: Path, pairs: str) -> None:
     with serving(tmp_path, "--data", pairs, "--host", "0.0.0.0") as app:
         assert app.link.startswith("http://127.0.0.1:")
@@ -125,6 +190,9 @@ def test_the_first_start_without_data_serves_the_built_in_world(tmp_path: Path) 
         (["--port", "70000"], "port is 70000; expected 0 to 65535"),
         (["--host", "no such host"], "host is 'no such host'"),
         (["--host", "203.0.113.7"], "cannot serve 203.0.113.7:0"),
+        (["--trusted-proxy", "proxy.example"], "trusted_proxy is 'proxy.example'; expected the IP address of one proxy"),
+        (["--trusted-proxy", "*"], "trusted_proxy is '*'; expected the IP address of one proxy"),
+        (["--trusted-proxy", "10.0.0.0/8"], "trusted_proxy is '10.0.0.0/8'; expected the IP address of one proxy"),
         (["--data", "absent.jsonl"], "absent.jsonl: cannot be read"),
         (["--data", "bad.jsonl"], "bad.jsonl:1: "),
         (["--data", "alone.jsonl"], "alone.jsonl: rows of prompt + response (text), one response to each prompt; expected 2 responses or"),

@@ -148,12 +148,39 @@ def test_responses_labelled_good_or_bad_are_no_demonstrations(jsonl: Any, field:
     assert check(path).ok
     assert check(path).format == f"prompt + {field} + label (text)"
     assert [prompt.text for prompt in read_prompts(path).records] == ["Why?"]
-    with pytest.raises(UserError, match=":1: a response with a `label` of good or bad; expected demonstrations or preferences"):
+    with pytest.raises(UserError, match=":1: a response with the `label` False; expected demonstrations, which have none: keep the good"):
         read_demonstrations(path)
     with pytest.raises(UserError, match=":1: the fields"):
         read_preferences(path)
-    column = jsonl({"prompt": "Why?", field: "Because.", "label": "science"})
-    assert [d.response for d in read_demonstrations(column).records] == ["Because."]
+
+
+@pytest.mark.parametrize("field", ["response", "completion"])
+@pytest.mark.parametrize("label", [True, 0, 1.0, "bad", "", float("nan")])
+def test_no_label_whatever_it_says_is_imitated_in_silence(jsonl: Any, field: str, label: object) -> None:
+    path = jsonl({"prompt": "Why?", field: "Because.", "label": None}, {"prompt": "Who?", field: "You.", "label": label})
+    assert f"{path}:2: a response with the `label` {label!r}; expected demonstrations" in message_of(read_demonstrations, path)
+    assert read_demonstrations(jsonl({"prompt": "Why?", field: "Because.", "label": None})).records
+    assert read_prompts(jsonl({"prompt": "Why?", field: "Because.", "label": label})).records == [Prompt("Why?")]
+
+
+@pytest.mark.parametrize("field", ["response", "completion"])
+@pytest.mark.parametrize(
+    ("cells", "found"), [(("True", "False"), "True"), (("false", "TRUE"), "False"), (("1", "0"), "1.0"), (("good", "bad"), "'good'")]
+)
+def test_labelled_responses_of_a_csv_are_no_demonstrations(tmp_path: Path, field: str, cells: tuple[str, str], found: str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(f"prompt,{field},label\n" + "".join(f"Why {i}?,Because.,{cell}\n" for i, cell in enumerate(cells)))
+    assert f"{path}:2: a response with the `label` {found}; expected demonstrations" in message_of(read_demonstrations, path)
+    assert len(read_prompts(path).records) == 2
+    assert check(path).format == f"prompt + {field}{' + label' if found in ('True', 'False') else ''} (text)"
+
+
+def test_true_and_false_are_text_in_other_cells(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("prompt,response,label\nTrue,false,\n")
+    assert read_demonstrations(path).records == [Demonstration(Prompt("True"), "false")]
+    path.write_text("prompt,chosen,rejected,label\na,b,c,True\n")
+    assert f"{path}:2: `label` is True; expected a number from 0 to 1" in message_of(read_preferences, path)
 
 
 def test_prompts_are_read_from_any_format_once(jsonl: Any) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from heed.errors import UserError
 from heed.evaluation import GradedResponse, best_of_n, evaluate_policy, grade, kl_to_reference, summarise, win_rate
-from heed.evaluation.policies import distinct
+from heed.evaluation.policies import distinct, first_of_each
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
 
@@ -177,6 +178,21 @@ def test_best_of_n_equals_all_subsets(graded: Make) -> None:
         assert point.kl == pytest.approx(math.log(point.n) - (point.n - 1) / point.n)
     assert chosen[0].kl == curve[-1].kl
     assert [p.proxy.mean for p in curve] == sorted(p.proxy.mean for p in curve)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_the_best_of_n_wins_n_of_n_plus_one_over_later_responses(graded: Make, n: int) -> None:
+    """Of n + 1 responses alike in distribution each is as often the best as any other."""
+    draw = random.Random(n)
+    scores = {f"p{i}": [draw.random() for _ in range(n + 2)] for i in range(300)}
+    responses = [graded(prompt, score, proxy=score) for prompt, each in scores.items() for score in each]
+    first = first_of_each(responses, n)
+    assert [r.utility for r in first] == [score for each in scores.values() for score in each[:n]]
+    chosen, curve = best_of_n(first)
+    later = [graded(prompt, score) for prompt, each in scores.items() for score in each[n:]]
+    assert win_rate(chosen, later).mean == pytest.approx(n / (n + 1), abs=0.04)
+    assert win_rate(chosen, first).mean == pytest.approx(1 - 1 / (2 * n))
+    assert len(curve) == n
 
 
 def test_best_of_n_needs_a_proxy(graded: Make) -> None:

@@ -170,7 +170,8 @@ def write_run(folder: Path, rounds: int = 1) -> Path:
         "policies": {name: full_policy(name) for name in SHAPE},
         "win_rate": {"base_vs_sft": around(0.29, 0.04), "best_of_n_vs_sft": around(0.8, 0.03), "ppo_vs_sft": around(0.84, 0.03)},
     }
-    parts = {"04-reward_model": {"reward_model": REWARD_MODEL}, "06-evaluate": measured}
+    feedback = {"feedback": {"judgements": 3200.0, "annotators": 5.0, "simulated": True}}
+    parts = {"03-judge": feedback, "04-reward_model": {"reward_model": REWARD_MODEL}, "06-evaluate": measured}
     for number in range(1, rounds + 1):
         for name in STAGES:
             if number == 1 or name != "01-sft":

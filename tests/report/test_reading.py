@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from heed.report import read_results
-from heed.report.reading import over_optimisation, percent, percents
+from heed.report.reading import over_optimisation, percent, percents, signed
 from tests.report.conftest import REWARD_MODEL, SHAPE, around, full_policy
 
 
@@ -61,6 +61,26 @@ def test_each_sign_of_over_optimisation_is_named(changes: dict[str, Any], words:
 @pytest.mark.parametrize("changes", [{"mean_length": 24.1 * 1.49}, {"mean_length": 24.1 * 0.71}, {"distinct_2": 0.27}, {"eos_rate": 0.9}])
 def test_small_shifts_are_no_over_optimisation(changes: dict[str, Any]) -> None:
     assert warnings(summary(**changes)) == []
+
+
+@pytest.mark.parametrize(
+    ("gold", "proxy", "fell"),
+    [
+        (around(-2.0, 0.1), None, True),
+        (around(-2.0, 0.1), around(-3.0, 0.1), True),
+        (-2.0, None, True),
+        (around(0.6, 0.07), None, True),
+        (around(0.6, 0.11), None, False),
+        (around(0.68, 0.11), None, False),
+        (0.9, None, False),
+    ],
+)
+def test_gold_reward_that_fell_is_said_to_have_fallen(gold: Any, proxy: Any, fell: bool) -> None:
+    found = read_results(summary(gold_reward=gold, proxy_reward=proxy))
+    told = [f.text for f in found if f.kind == "loss"]
+    value = signed(gold["mean"] if isinstance(gold, dict) else gold)
+    assert told == ([f"Gold reward fell: +0.68 (SFT) → {value} (PPO)."] if fell else [])
+    assert any("gold reward, length, variety and endings all held" in f.text for f in found) != fell
 
 
 def test_nothing_measured_is_nothing_said() -> None:

@@ -62,6 +62,14 @@ def test_a_whole_run_has_every_section(make_run: MakeRun) -> None:
         assert words in page.text, words
 
 
+@pytest.mark.parametrize(("feedback", "told"), [({"simulated": True}, True), ({"simulated": False}, False), (None, False)])
+def test_only_simulated_annotators_are_called_so(make_run: MakeRun, feedback: dict[str, bool] | None, told: bool) -> None:
+    folder = make_run()
+    write_stage(folder, "03-judge", summary={"feedback": feedback} if feedback else {})
+    _, page = render(folder)
+    assert ("simulated annotators, not by people" in page.text) == told
+
+
 def test_the_file_loads_nothing(make_run: MakeRun) -> None:
     html, page = render(make_run())
     for tag, attributes in page.elements:

@@ -62,6 +62,8 @@ class Label:
     """Open a browser; not with `--no-browser`."""
     https: bool = False
     """The app stands behind a proxy that speaks https: cookies are sent over https alone."""
+    trusted_proxy: str | None = None
+    """The proxy's IP address: from there alone X-Forwarded-For is read, so that failed sign-ins count for the visitor who made them."""
 
     def __call__(self) -> int:
         alone = self.data is None and self.policy is None
@@ -71,6 +73,7 @@ class Label:
         if self.policy is not None:
             newest_policy(self.policy)
         require(0 <= self.port < 2**16, "port", self.port, "0 to 65535")
+        proxies = trusted_names(self.trusted_proxy)
         with _listen(self.host, self.port) as listening:  # before anything that takes long
             database = Database(self.database)
             project = None
@@ -83,12 +86,12 @@ class Label:
             elif not Projects(database).all():
                 _make_testbed(Projects(database))
             with nullcontext() if self.policy is None or project is None else _sampling(self.database, project, self.policy):
-                self._serve(database, listening)
+                self._serve(database, listening, proxies)
             database.close()
         print(f"stopped; everything is in {database.engine.url}")
         return 0
 
-    def _serve(self, database: Database, listening: socket.socket) -> None:
+    def _serve(self, database: Database, listening: socket.socket, proxies: list[str]) -> None:
         """Until SIGINT."""
         import uvicorn
 
@@ -109,7 +112,9 @@ class Label:
             access_log=False,
             log_level="warning",
             server_header=False,
-            proxy_headers=False,
+            # From anyone else the headers are a visitor's own word, and would be a way around the limits on failed sign-ins.
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=proxies,
             timeout_graceful_shutdown=5,
         )
         if self.browser and not self.https:
@@ -139,6 +144,18 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot serve {host}:{port}: {error.strerror}", expected="an address of this machine, and a port above 1023"
         ) from None
     return listening
+
+
+def trusted_names(proxy: str | None) -> list[str]:
+    """The address of a proxy as sockets may tell it, none where there is no proxy; UserError where it is no address."""
+    if proxy is None:
+        return []
+    try:
+        address = ipaddress.ip_address(proxy)
+    except ValueError:
+        raise UserError(f"trusted_proxy is {proxy!r}", expected="the IP address of one proxy, such as 127.0.0.1") from None
+    # A socket for both IPv4 and IPv6 writes the one as the other.
+    return [str(address), f"::ffff:{address}"] if address.version == 4 else [str(address)]
 
 
 def _reachable(host: str) -> str:

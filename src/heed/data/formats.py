@@ -42,8 +42,12 @@ def layout_of(fields: object, layouts: Sequence[Layout]) -> Layout:
     if not isinstance(fields, Mapping):
         raise Malformed(f"{_kind(fields)}", "an object with fields")
     found = next((layout for layout in layouts if _has(fields, layout)), None)
-    if found in (RESPONSE, COMPLETION) and any(_has(fields, layout) for layout in LABELLED):
-        raise Malformed("a response with a `label` of good or bad", "demonstrations or preferences: bad responses are not to be imitated")
+    # Good and bad go by many names (true, 1, "chosen"), and what cannot be told apart from them must not be imitated.
+    if found in (RESPONSE, COMPLETION) and not set(LABELLED) <= set(layouts) and fields.get("label") is not None:
+        raise Malformed(
+            f"a response with the `label` {fields['label']!r:.40}",
+            "demonstrations, which have none: keep the good responses alone, and remove or rename the column",
+        )
     if found == PROMPT and _has(fields, ("responses",)):
         raise Malformed("`responses` without `ranks`", "`ranks` too, or a row with one `response` for each")
     if found is None:
@@ -53,7 +57,7 @@ def layout_of(fields: object, layouts: Sequence[Layout]) -> Layout:
 
 
 def _has(fields: Fields, layout: Layout) -> bool:
-    """Whether all fields are there; a `label` that is not true or false is a column like any other."""
+    """Whether all fields are there; a `label` that is not true or false names no format."""
     there = all(fields.get(name) is not None for name in layout)
     return there and (layout not in LABELLED or isinstance(fields["label"], bool))
 

@@ -22,6 +22,7 @@ _DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+(:\S+)?")
 _SPACE = re.compile(r"\s*")
 _JSON = json.JSONDecoder()
 _CSV_NUMBERS = ("label", "margin", "weight")
+_CSV_TRUTHS = {"true": True, "false": False}
 MAX_LINE = 2**24
 """Bytes of a line, a cell, or a row of JSON: a longer one is no training data, and would fill the memory."""
 
@@ -245,9 +246,11 @@ def _csv(file: str) -> Iterator[Row | Problem]:
 
 
 def _cell(name: str, cell: str) -> object:
-    """What a cell says: a number where one belongs, nothing where an optional one is empty, and otherwise its text."""
+    """What a cell says: a number or a truth where one belongs, nothing where an optional one is empty, and otherwise its text."""
     if name not in _CSV_NUMBERS:
         return cell
+    if name == "label" and (truth := _CSV_TRUTHS.get(cell.strip().lower())) is not None:
+        return truth
     try:
         return float(cell) if cell else None
     except ValueError:

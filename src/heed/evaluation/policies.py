@@ -240,7 +240,9 @@ def win_rate(a: Sequence[GradedResponse], b: Sequence[GradedResponse], seed: int
     """How often a response of `a` has more gold utility than one of `b` to the same prompt; a tie counts half.
 
     `mean over prompts of mean_(i, j) [u_i > u_j] + [u_i = u_j] / 2`, over all pairs of a prompt's responses, interval by
-    bootstrap over prompts. `win_rate(b, a)` is its mirror image. Raises `ValueError` where the prompts differ or have no gold.
+    bootstrap over prompts. `win_rate(b, a)` is its mirror image. What `a` was chosen from must not be `b`: the best of N wins over
+    those N in `1 - 1 / 2N` of comparisons even where it wins over others in `N / (N + 1)`. Raises `ValueError` where the prompts
+    differ or have no gold.
     """
     ours, theirs = utilities(a), utilities(b)
     if ours.keys() != theirs.keys():
@@ -297,6 +299,11 @@ def by_prompt(responses: Iterable[GradedResponse]) -> dict[str, list[GradedRespo
     for response in responses:
         groups.setdefault(response.prompt.id, []).append(response)
     return groups
+
+
+def first_of_each(responses: Iterable[GradedResponse], n: int) -> tuple[GradedResponse, ...]:
+    """The first n responses to each prompt."""
+    return tuple(response for group in by_prompt(responses).values() for response in group[:n])
 
 
 def utilities(responses: Iterable[GradedResponse]) -> dict[str, list[float]]:

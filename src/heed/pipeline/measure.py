@@ -8,6 +8,7 @@ from heed.data.writers import write_jsonl
 from heed.errors import require
 from heed.evaluation import GradedResponse, PolicyEvaluation, best_of_n, evaluate_policy, summarise, win_rate
 from heed.evaluation.intervals import as_dict
+from heed.evaluation.policies import first_of_each
 from heed.pipeline.collect import drawn
 from heed.pipeline.context import Context, Outcome, PatientEngine
 from heed.records import Sampling
@@ -22,7 +23,7 @@ class EvaluateConfig:
     responses_per_prompt: int = 2
     """Responses of each policy to each prompt."""
     best_of_n: int = 16
-    """Responses of which the reward keeps one; 1 leaves best-of-n out."""
+    """Responses of which the reward keeps one, compared with `responses_per_prompt` more that are drawn after; 1 leaves best-of-n out."""
     num_prompts: int | None = None
     """Held-out prompts to ask, drawn at random; none takes all."""
     max_new_tokens: int = 64
@@ -55,21 +56,24 @@ def evaluate(ctx: Context) -> Outcome:
 
     measured: dict[str, PolicyEvaluation] = {}
     responses: dict[str, tuple[GradedResponse, ...]] = {}
+    fresh: tuple[GradedResponse, ...] = ()
     for name in names:
         policy = reference if name == start else ctx.policy(f"policy.{name}")
         engine = PatientEngine(LocalEngine(policy, renderer, seed=config.seed), ctx.run, name)
+        asked = (policy, engine, reference, prompts, gold)
         n = max(config.responses_per_prompt, draws if name == start else 1)
-        measured[name], responses[name] = evaluate_policy(
-            name, policy, engine, reference, prompts, gold, n, sampling, reward=reward, seed=config.seed
-        )
+        measured[name], responses[name] = evaluate_policy(name, *asked, n, sampling, reward=reward, seed=config.seed)
         if name == start and draws > 1:
-            responses["best_of_n"], curve = best_of_n(responses[name], config.seed)
+            responses["best_of_n"], curve = best_of_n(first_of_each(responses[name], draws), config.seed)
             measured["best_of_n"] = summarise(responses["best_of_n"], config.seed)
             write_jsonl(ctx.folder / "best_of_n.jsonl", [point.to_dict() for point in curve])
+            # The best of N beats those that it was chosen from by choice alone: how often it wins, later draws say.
+            later = config.responses_per_prompt
+            _, fresh = evaluate_policy(f"{start}_fresh", *asked, later, sampling, reward=reward, seed=config.seed)
 
-    write_jsonl(ctx.folder / "responses.jsonl", [response.to_dict() for graded in responses.values() for response in graded])
-    others = {name: graded for name, graded in responses.items() if name != start and gold}
-    wins = {f"{name}_vs_{start}": as_dict(win_rate(graded, responses[start], config.seed)) for name, graded in others.items()}
+    write_jsonl(ctx.folder / "responses.jsonl", [r.to_dict() for graded in (*responses.values(), fresh) for r in graded])
+    others = {name: (graded, fresh if name == "best_of_n" else responses[start]) for name, graded in responses.items() if name != start}
+    wins = {f"{name}_vs_{start}": as_dict(win_rate(*pair, config.seed)) for name, pair in others.items()} if gold else {}
     policies = {name: evaluation.to_dict() for name, evaluation in measured.items()}
     shown = {name: value for name, value in policies[names[-1]].items() if isinstance(value, float) and not name.startswith("distinct")}
     return ctx.done(renderer, shown, {"reference": start, "policies": policies, "win_rate": wins})

@@ -116,7 +116,7 @@ def content(data: RunData) -> dict[str, Any]:
         "calibration": calibration,
         "training": training,
         "comparisons": side_by_side(data.evaluations[-1].responses, start, newest) if data.evaluations else [],
-        "simulated": any(stage.kind == "judge" for stage in data.stages),
+        "simulated": any((stage.summary.get("feedback") or {}).get("simulated") for stage in data.stages),
         "nodes": nodes,
         "arcs": lineage.arcs(nodes),
         "rail": {"width": lineage.WIDTH, "row": lineage.ROW_HEIGHT, "centres": [lineage.centre(i) for i in range(len(nodes))]},

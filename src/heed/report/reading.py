@@ -98,9 +98,11 @@ def _policies(summary: Numbers) -> Iterator[Finding]:
     yield from _price(policies[newest], policies[start], spoken(newest), spoken(start))
     warnings = [w for name in names for w in over_optimisation(policies[name], policies[start], spoken(name), spoken(start))]
     yield from warnings
+    falls = [fall for name in names for fall in gold_fall(policies[name], policies[start], spoken(name), spoken(start))]
+    yield from falls
     if policies[newest].get("gold_reward") is None:
         yield Finding("warning", "No true preference was named, so this says what the reward model thinks, not what people gain.")
-    elif not warnings:
+    elif not warnings and not falls:
         yield Finding("note", "No sign of over-optimisation: gold reward, length, variety and endings all held.")
 
 
@@ -166,6 +168,16 @@ def over_optimisation(policy: Numbers, start: Numbers, name: str, start_name: st
     if eos is not None and eos <= -LARGEST_EOS_DROP:
         warnings.append(f"{name} ends {percent(-eos)} fewer of its responses by itself than {start_name}")
     return [Finding("warning", f"Over-optimisation: {text}.") for text in warnings]
+
+
+def gold_fall(policy: Numbers, start: Numbers, name: str, start_name: str) -> list[Finding]:
+    """That the true preference likes a policy less than what it started from, by more than the noise of its mean, or nothing."""
+    after, before = policy.get("gold_reward"), start.get("gold_reward")
+    now, then = mean_of(after), mean_of(before)
+    if now is None or then is None:
+        return []
+    highest = after["ci95"][1] if isinstance(after, Mapping) and "ci95" in after else now
+    return [Finding("loss", f"Gold reward fell: {signed(then)} ({start_name}) → {signed(now)} ({name}).")] if highest < then else []
 
 
 def _reward_model(measured: Numbers) -> Iterator[Finding]:

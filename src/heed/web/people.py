@@ -253,6 +253,8 @@ def _address(request: Request) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host  # a socket in the file system, or a test
+    if address.version == 6 and address.ipv4_mapped is not None:  # as a socket for both calls a visitor by IPv4
+        return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else host
 
 
