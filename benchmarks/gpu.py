@@ -2,11 +2,12 @@
 
     python benchmarks/gpu.py rollout-64 | rollout-512 | reward-model | dpo | ppo
 
-A Llama in the shape of 1B parameters with random weights in bf16, prompts of made-up words, and the tokenizer that heed ships. Each part
-warms up once and times what follows; it prints one line of JSON with the card's name, tokens a second, the device's peak memory, and the
-share of its bf16 matrix products. `rollout-*` also times heed without graphs and transformers' `generate` on the same prompts, and gives
-the share of the memory's bandwidth: each step reads all weights once, and of every row the keys and values so far. `--device cpu --shape
-7m` tries it without a GPU.
+A Llama in the shape of 1B parameters with random weights in bf16 (in float32 where whole models are trained, whose products are in bf16),
+prompts of made-up words, and the tokenizer that heed ships. Each part warms up once and times what follows; as soon as it is measured, each
+side is a line of JSON with the card's name, tokens a second, the most memory that PyTorch held of the device, and the share of its bf16
+matrix products. `rollout-*` also times heed without graphs and transformers' `generate` on the same prompts, and gives the share of the
+memory's bandwidth: each step reads all weights once, and of every row the keys and values so far. `--device cpu --shape 7m` tries it
+without a GPU.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import json
 import platform
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from flops import TRAINING, Flops
@@ -50,8 +50,8 @@ class Bench:
         self.folder = model_folder(options.shape, options.device)
         self.words = random.Random(0)
 
-    def policy(self, lora: LoRAConfig | None = None) -> LanguageModel:
-        return load_policy(self.folder, device=self.device, dtype="bfloat16", lora=lora)
+    def policy(self, lora: LoRAConfig | None = None, *, dtype: str = "bfloat16") -> LanguageModel:
+        return load_policy(self.folder, device=self.device, dtype=dtype, lora=lora)
 
     def renderer(self, policy: LanguageModel) -> Renderer:
         return Renderer(policy.tokenizer, eos_ids=policy.eos_ids, max_length=1024, max_prompt_length=PROMPT_TOKENS)
@@ -62,7 +62,7 @@ class Bench:
     def pairs(self, count: int) -> list[PreferencePair]:
         return [PreferencePair(Prompt(self.text(60)), self.text(30), self.text(30)) for _ in range(count)]
 
-    def rollout(self, rows: int) -> dict[str, Any]:
+    def rollout(self, rows: int) -> Iterator[tuple[str, dict[str, float]]]:
         rows //= self.scale
         policy, prompts = self.policy(), [Prompt(self.text(80)) for _ in range(rows)]
         renderer = self.renderer(policy)
@@ -74,20 +74,22 @@ class Bench:
         def sample() -> int:
             return sum(len(rollout.response_ids) for rollout in engine.generate(prompts, Sampling(max_new_tokens=NEW_TOKENS)))
 
-        heed = self.timed(sample)
-        engine.graphs = False
-        plain = self.timed(sample)
-        peer = self.timed(lambda: policy.hf.generate(**batch, generation_config=config)[:, len(batch["input_ids"][0]) :].numel())
         flops = Flops.of(policy.model.config)
         needed = sum(flops.language_model(len(each), [NEW_TOKENS]) for each in ids)
         cached = sum(NEW_TOKENS * len(each) + NEW_TOKENS * (NEW_TOKENS - 1) / 2 for each in ids)
         weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
         read = NEW_TOKENS * weights + cached * cache_bytes_per_token(policy)
         rate = bandwidth(self.device)
-        found = {"heed": self.row(*heed, needed), "without_graphs": self.row(*plain, needed), "generate": self.row(*peer, needed)}
-        for row in found.values():
-            row["share_of_bandwidth"] = read / row["seconds"] / rate
-        return found | {"gb_per_second": rate / 1e9}
+
+        def measured(work: Callable[[], int]) -> dict[str, float]:
+            row = self.row(*self.timed(work), needed)
+            return row | {"share_of_bandwidth": read / row["seconds"] / rate, "gb_per_second": rate / 1e9}
+
+        yield "heed", measured(sample)
+        engine.graphs = False
+        yield "without_graphs", measured(sample)
+        start = len(batch["input_ids"][0])
+        yield "generate", measured(lambda: policy.hf.generate(**batch, generation_config=config)[:, start:].numel())
 
     def timed(self, work: Callable[[], int]) -> tuple[int, float, float]:
         """Tokens, seconds and peak memory of the second of two calls."""
@@ -102,14 +104,14 @@ class Bench:
         share = flops / seconds / matmul_rate(self.device)
         return {"tokens_per_second": tokens / seconds, "seconds": seconds, "peak_gb": peak, "share_of_matmul": share}
 
-    def training(self, run: TimedRun, tokens: float, flops: float) -> dict[str, Any]:
+    def training(self, run: TimedRun, tokens: float, flops: float) -> Iterator[tuple[str, dict[str, float]]]:
         """Of the steps after the first."""
         times = run.meter.times
-        return {"heed": self.row(tokens, (times[-1] - times[0]) / (len(times) - 1), peak_gb(self.device), flops)}
+        yield "heed", self.row(tokens, (times[-1] - times[0]) / (len(times) - 1), peak_gb(self.device), flops)
 
-    def preferences(self, method: str) -> dict[str, Any]:
+    def preferences(self, method: str) -> Iterator[tuple[str, dict[str, float]]]:
         batch = 32 // self.scale
-        policy, pairs, run = self.policy(), self.pairs(3 * batch), TimedRun(Meter())
+        policy, pairs, run = self.policy(dtype="float32"), self.pairs(3 * batch), TimedRun(Meter())  # multiplied in bf16
         renderer, flops = self.renderer(policy), Flops.of(policy.model.config)
         with run:
             if method == "dpo":
@@ -125,7 +127,7 @@ class Bench:
             tokens += sum(len(s.ids) for s in both)
         return self.training(run, tokens, needed)
 
-    def ppo(self) -> dict[str, Any]:
+    def ppo(self) -> Iterator[tuple[str, dict[str, float]]]:
         size = 64 // self.scale
         policy = self.policy(LoRAConfig())
         reward_model = new_scalar_model(policy, "reward", 0)
@@ -157,17 +159,19 @@ def synchronize(device: str, *, reset: bool = False) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
         if reset:
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
 
 def peak_gb(device: str) -> float:
-    return torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
+    # What is held, as what a graph leaves between its kernels counts as allocated only while it is captured.
+    return torch.cuda.max_memory_reserved() / 1e9 if device == "cuda" else 0.0
 
 
 def matmul_rate(device: str) -> float:
     """Operations a second of bf16 matrix products."""
     size, repetitions = (8192, 20) if device == "cuda" else (1024, 3)
-    left, right = (torch.ones(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
+    left, right = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
     torch.mm(left, right)
     synchronize(device)
     start = time.perf_counter()
@@ -202,7 +206,8 @@ def main() -> None:
     name, _, rows = options.part.partition("-")
     found = bench.rollout(int(rows)) if name == "rollout" else bench.ppo() if name == "ppo" else bench.preferences(options.part)
     card = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
-    print(json.dumps({"part": options.part, "card": card, "torch": torch.__version__} | found))
+    for side, row in found:
+        print(json.dumps({"part": options.part, "side": side, "card": card, "torch": torch.__version__} | row), flush=True)
 
 
 if __name__ == "__main__":

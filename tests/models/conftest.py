@@ -19,6 +19,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -45,7 +46,10 @@ FAMILIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "gpt2": (GPT2Config, SIZES | {"n_inner": 64, "resid_pdrop": 0.5, "attn_pdrop": 0.5}),
     "gpt_neox": (GPTNeoXConfig, SIZES | {"intermediate_size": 64, "hidden_dropout": 0.5}),
 }
-REFUSED: dict[str, tuple[type[Any], dict[str, Any]]] = {"gemma2": (Gemma2Config, GROUPED)}
+REFUSED: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "gemma2": (Gemma2Config, GROUPED),
+    "opt": (OPTConfig, SIZES | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+}
 
 
 def word_tokenizer(*, unk: bool = True, pad: str | None = "</s>") -> PreTrainedTokenizerFast:

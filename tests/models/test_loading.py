@@ -114,6 +114,12 @@ def test_family_that_caps_its_logits(make_folder: Callable[..., Path]) -> None:
     one_line(error)
 
 
+def test_family_that_goes_past_its_body(make_folder: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="OPTForCausalLM, which has no head over one transformer body") as error:
+        load_policy(make_folder("opt"), device="cpu")
+    one_line(error)
+
+
 def test_family_whose_forwards_differ(make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     forward = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x) * (1 + 1e-4 * torch.rand(())))
@@ -135,3 +141,9 @@ def test_values_of_lora_out_of_range() -> None:
         LoRAConfig(alpha=0)
     with pytest.raises(UserError, match=r"dropout is 1\.0"):
         LoRAConfig(dropout=1.0)
+
+
+@pytest.mark.gpu
+def test_no_plan_is_made_for_every_new_shape_of_attention(make_folder: Callable[..., Path]) -> None:
+    load_policy(make_folder("llama"), device="cuda")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

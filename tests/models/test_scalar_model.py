@@ -218,6 +218,7 @@ def test_critic_starts_as_the_reward_model_and_trains_apart_from_it(
     torch.testing.assert_close(critic.scores(batch).detach(), scores, rtol=0, atol=0)
 
     assert (critic.adapter is None) == (policy_lora is None and reward_lora is None)
+    assert critic.backbone.body.is_activation_checkpointing == checkpointing
     optimizer = torch.optim.SGD(critic.trainable().values(), lr=0.1)
     values = critic.values(batch).detach()
     for _ in range(2):
@@ -289,6 +290,15 @@ def test_saved_reward_adapter_joins_the_policys_backbone(folder: Path, batch: To
     for role in (reward, critic):
         torch.testing.assert_close(role.scores(batch), trained.scores(batch), rtol=1e-4, atol=1e-5)
     assert torch.equal(policy.logprobs(batch)[0], logprobs)
+
+
+def test_a_policys_adapter_is_no_reward_model(folder: Path, tmp_path: Path) -> None:
+    policy = load_policy(folder, lora=LORA, device="cpu")
+    policy.save(tmp_path)
+    names = list(policy.backbone.configs)
+    with pytest.raises(UserError, match="its adapter has no head; expected a trained reward model"):
+        load_reward_model(tmp_path, policy=policy, device="cpu")
+    assert list(policy.backbone.configs) == names
 
 
 def test_reward_model_over_another_base_keeps_its_own_backbone(make_folder: Callable[..., Path], batch: TokenBatch, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from heed.rollout import cache, decoding, local
 from heed.rollout.cache import SlotCache, cache_bytes_per_token
 from heed.rollout.local import LocalEngine
 from heed.rollout.shared import SHARED_PROMPTS
-from tests.rollout.test_local import hf_greedy, tokens
+from tests.rollout.test_local import forwards, hf_greedy, tokens
 from tests.rollout.test_sampling import naive_distribution
 
 MakePolicy = Callable[..., LanguageModel]
@@ -42,17 +42,6 @@ def distributions(policy: LanguageModel, rollout: Rollout, sampling: Sampling) -
     first = len(rollout.prompt_ids)
     ids = rollout.prompt_ids + rollout.response_ids
     return torch.tensor([naive_distribution(logits[i - 1], sampling, set(ids[:i])) for i in range(first, len(ids))])
-
-
-def forwards(policy: LanguageModel, run: Callable[[], object]) -> list[tuple[int, int]]:
-    """Rows and columns of each forward of the policy's body."""
-    shapes: list[tuple[int, int]] = []
-    hook = policy.hf.base_model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
-    try:
-        run()
-    finally:
-        hook.remove()
-    return shapes
 
 
 @pytest.mark.parametrize("sampling", [BENT, replace(BENT, top_p=1.0, min_p=0.2), Sampling(24, min_p=0.1)])
@@ -186,7 +175,7 @@ def test_samples_that_share_a_prompt_equal_samples_that_do_not(
     for max_rows, n in ((3, 4), (7, 4), (64, 4), (24, 12)):
         together = make_engine(ragged, max_rows=max_rows).generate(2 * prompts, sampling, n)
         with monkeypatch.context() as patch:
-            patch.setattr(local, "is_replaceable", lambda _: False)
+            patch.setattr(local, "replaces_attention", lambda _: False)
             apart = make_engine(ragged, max_rows=max_rows).generate(2 * prompts, sampling, n)
         assert tokens(together) == tokens(apart)
         for a, b in zip(together, apart, strict=True):
@@ -224,7 +213,7 @@ def test_rows_that_attend_in_parts_equal_rows_under_one_mask(
         assert (max(calls) > 1) == (together < 3)
         calls.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(cache, "is_replaceable", lambda _: False)
+            patch.setattr(local, "attends_in_parts", lambda _: False)
             masked = make_engine(policy, max_rows=max_rows).generate(2 * prompts, sampling)
         assert not calls
         assert tokens(in_parts) == tokens(masked)

@@ -87,7 +87,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
         write(self, columns)
 
     monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(cache, "attends_in_parts", lambda _: False)
+    monkeypatch.setattr(local, "attends_in_parts", lambda _: False)
     monkeypatch.setattr(SlotCache, "_write", watched)
     for module in (cache, shared):
         monkeypatch.setattr(module, "COLUMNS", 8)

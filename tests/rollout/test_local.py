@@ -18,6 +18,7 @@ from heed.models.loading import load_policy
 from heed.records import Prompt, Rollout, Sampling, TokenSequence
 from heed.rollout import decoding
 from heed.rollout.local import LocalEngine
+from heed.rollout.trial import replaces_attention, takes_cache
 
 MakePolicy = Callable[..., LanguageModel]
 MakeEngine = Callable[..., LocalEngine]
@@ -25,6 +26,19 @@ MakeEngine = Callable[..., LocalEngine]
 
 def tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
     return [rollout.response_ids for rollout in rollouts]
+
+
+def forwards(policy: LanguageModel, run: Callable[[], object]) -> list[tuple[int, int]]:
+    """Rows and columns of each forward of the policy's body, but for those by which it is tried out."""
+    assert takes_cache(policy)
+    assert replaces_attention(policy)
+    shapes: list[tuple[int, int]] = []
+    hook = policy.hf.base_model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    try:
+        run()
+    finally:
+        hook.remove()
+    return shapes
 
 
 def hf_greedy(policy: LanguageModel, prompt_ids: tuple[int, ...], max_new_tokens: int, **changes: Any) -> tuple[int, ...]:
@@ -157,12 +171,8 @@ def test_each_prompt_is_read_once_and_finished_rows_never(
 ) -> None:
     monkeypatch.setattr(policy, "eos_ids", tuple(range(2, 12)))  # responses of many lengths
     monkeypatch.setattr(decoding, "PREFILL_TOKENS", 20)
-    batches: list[tuple[int, int]] = []
-    hook = policy.hf.base_model.register_forward_pre_hook(lambda _, args: batches.append(tuple(args[0].shape)))
-    try:
-        rollouts = make_engine(policy, max_rows=8).generate(prompts, Sampling(30), n=4)
-    finally:
-        hook.remove()
+    rollouts: list[Rollout] = []
+    batches = forwards(policy, lambda: rollouts.extend(make_engine(policy, max_rows=8).generate(prompts, Sampling(30), n=4)))
     # A prompt of one word is a forward of one column too; it comes last, alone, being the shortest.
     read = [shape for shape in batches if shape[1] > 1]
     assert sum(rows for rows, _ in read) == len(prompts) - 1
@@ -229,6 +239,11 @@ def test_a_broken_policy_is_reported(make_policy: MakePolicy, make_engine: MakeE
     policy = make_policy("llama", vocab_size=101)
     with torch.no_grad():
         policy.head()[0].fill_(torch.nan)
+    streamed: list[str] = []
+    with pytest.raises(UserError, match="not finite"):
+        for piece in make_engine(policy).stream(prompts[0], Sampling(8)):
+            streamed.append(piece)
+    assert not streamed
     with pytest.raises(UserError, match="not finite"):
         make_engine(policy).generate(prompts, Sampling(4))
 

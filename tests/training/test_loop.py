@@ -14,6 +14,7 @@ from torch import Tensor
 from heed.core.losses import sft_loss
 from heed.data.render import Renderer
 from heed.errors import NonFiniteLoss, UserError
+from heed.models.backbone import LoRAConfig
 from heed.models.batch import collate, micro_batches
 from heed.models.language_model import LanguageModel
 from heed.models.loading import load_policy
@@ -94,6 +95,53 @@ def test_a_non_finite_loss_stops_before_any_weight_changes(policy: LanguageModel
         loop.update(state, [0], losses, loop.Stats())
     assert all(torch.equal(before[name], p) for name, p in state.parameters.items())
     assert state.update == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_too_coarse_for_an_optimiser_are_refused_but_below_lora(tiny_folder: Path, dtype: str) -> None:
+    config = loop.TrainConfig()
+    with pytest.raises(UserError, match=f"policy are torch.{dtype}.*expected float32"):
+        loop.TrainState.create({"policy": load_policy(tiny_folder, device="cpu", dtype=dtype)}, config, 10)
+    adapted = load_policy(tiny_folder, device="cpu", dtype=dtype, lora=LoRAConfig(rank=2))
+    assert {p.dtype for p in loop.TrainState.create({"policy": adapted}, config, 10).parameters.values()} == {torch.float32}
+
+
+def test_dropout_is_drawn_from_the_seed(tiny_folder: Path, renderer: Renderer) -> None:
+    def losses(seed: int) -> list[float]:
+        torch.rand(1)  # whatever was drawn before
+        policy = load_policy(tiny_folder, device="cpu", lora=LoRAConfig(rank=2, dropout=0.5))
+        with torch.no_grad():
+            for parameter in policy.trainable().values():
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+        loop.TrainState.create({"policy": policy}, loop.TrainConfig(seed=seed), 10)
+        batch = collate(renderer.encode_all([(Prompt("one two"), "red green")]), policy.pad_id)
+        return [float(policy.logprobs(batch)[0].detach().sum()) for _ in range(3)]
+
+    assert losses(1) == losses(1) != losses(2)
+    assert len(set(losses(1))) == 3
+
+
+def test_forwards_are_cast_and_backward_passes_keep_what_they_had(policy: LanguageModel) -> None:
+    state = loop.TrainState.create({"policy": policy}, loop.TrainConfig(precision="bf16", warmup_fraction=0.0), 10)
+    seen: list[tuple[str, bool]] = []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            seen.append(("forward", torch.is_autocast_enabled("cpu")))
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Tensor:
+            seen.append(("backward", torch.is_autocast_enabled("cpu")))
+            return grads[0]
+
+    def losses(batch: int, stats: loop.Stats) -> Iterator[Tensor]:
+        for _ in range(2):
+            yield Watched.apply(sum(p.sum() for p in policy.trainable().values()))  # pyright: ignore[reportReturnType]
+
+    loop.update(state, [0], losses, loop.Stats())
+    assert seen == 2 * [("forward", True), ("backward", False)]
 
 
 def test_stats_are_means_over_what_was_counted() -> None:

@@ -148,6 +148,31 @@ def test_under_bf16_the_gap_is_told_and_the_ratio_still_starts_at_one(tiny_folde
         assert (row["update_kl"] < 1e-7) == (source == "auto")
 
 
+def test_over_bf16_weights_the_ratio_starts_at_one_too(tiny_folder: Path, tmp_path: Path) -> None:
+    policy = load_policy(tiny_folder, device="cpu", dtype="bfloat16", lora=LoRAConfig(rank=2))
+    critic = new_scalar_model(policy, "value", seed=3)
+    renderer = Renderer(policy.tokenizer, eos_ids=policy.eos_ids, max_length=32)
+    config = PPOConfig(**fast(iterations=1), batch_size=24, epochs=1, precision="fp32")
+    with Run(tmp_path, display=False) as run:
+        train_ppo(policy, policy.reference(), critic, renderer, share_good, PROMPTS, config, run)
+    (row,) = rows(tmp_path)
+    assert row["logprob_gap"] > 1e-3
+    assert row["update_kl"] < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"kl_coef": 0.0, "kl_target": 6.0}, "kl_coef is 0.0; expected a number above 0 to begin with"),
+        ({"kl_target": 6.0, "kl_horizon": 63, "prompts_per_iteration": 32, "samples_per_prompt": 2}, "kl_horizon is 63; expected 64"),
+    ],
+)
+def test_a_leash_that_could_not_be_steered_is_refused(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        PPOConfig(**settings)
+    PPOConfig(**{**settings, "kl_target": None})
+
+
 @pytest.mark.parametrize("estimator", ["k2", "exact"])
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=8)], ids=["full", "lora"])
 def test_a_kl_in_the_loss_holds_the_policy_near_the_reference(

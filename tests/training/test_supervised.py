@@ -128,6 +128,15 @@ def test_dpo_starts_at_log_two_and_separates_chosen_from_rejected(policy: Langua
     assert last["chosen_logratio"] > last["rejected_logratio"]
 
 
+def test_dpo_under_bf16_starts_at_log_two_as_well(policy: LanguageModel, renderer: Renderer, tmp_path: Path) -> None:
+    with Run(tmp_path, display=False) as run:
+        train_dpo(policy, renderer, PAIRS, DPOConfig(lr=1e-9, batch_size=9, precision="bf16"), run)
+    (row,) = metrics(tmp_path)
+    assert row["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert row["chosen_logratio"] == pytest.approx(0, abs=1e-2)
+    assert row["rejected_logratio"] == pytest.approx(0, abs=1e-2)
+
+
 def test_the_reference_of_dpo_is_computed_once_and_survives_a_resume(tiny_folder: Path, renderer: Renderer, tmp_path: Path) -> None:
     config = DPOConfig(lr=1e-2, epochs=2, batch_size=3, checkpoint_every=1)
     with Run(tmp_path, display=False) as run:

@@ -30,6 +30,8 @@ PROBE = TokenBatch(
     response_mask=torch.tensor([[False, False, False, True, True]] * 2),
 )
 """Two short responses to one prompt."""
+WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size", "local": "window_size"}
+"""Kinds of attention that see the last tokens only, and what configurations call how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +101,12 @@ class Backbone:
         other = replace(batch, ids=batch.ids + changed)
         with self._trial():
             layouts = (share_prompts(each, self.hidden_size) for each in (batch, other))
-            found, beside_other = (shared.unpack(self._run_shared(shared)) for shared in layouts if shared)
+            try:
+                found, beside_other = (shared.unpack(self._run_shared(shared)) for shared in layouts if shared)
+            except (TypeError, ValueError):  # a body that takes no mask for each token, such as one with ALiBi
+                return False
             alone = self._run(batch.ids)
-        return torch.equal(found[1], beside_other[1]) and _is_same(found, alone)
+        return torch.equal(found[1], beside_other[1]) and is_same(found, alone)
 
     @cached_property
     def reads_out(self) -> bool:
@@ -117,14 +122,15 @@ class Backbone:
                 found = self._run(batch.ids, readout)
             except TypeError:  # a layer that keeps what it is told from its attention
                 return False
-        return _is_same(found[batch.before_response], alone[batch.before_response])
+        return is_same(found[batch.before_response], alone[batch.before_response])
 
     @property
     def _looks_left(self) -> bool:
         """Whether every token sees all tokens before it; and the probes' ids are words."""
         config = self.body.config
-        windows = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"} or getattr(config, "sliding_window", None)
-        return not windows and config.vocab_size > 10
+        kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
+        windows = [getattr(config, name, None) for name in WINDOWS.values()]
+        return not kinds and not any(windows) and config.vocab_size > 10
 
     @cached_property
     def _decoder_layers(self) -> list[GradientCheckpointingLayer]:
@@ -243,7 +249,7 @@ class Backbone:
             self.activate(adapter_before, training=training_before)
 
 
-def _is_same(found: Tensor, expected: Tensor) -> bool:
+def is_same(found: Tensor, expected: Tensor) -> bool:
     """Equal but for rounding."""
     tolerance = max(1e-4, 8 * torch.finfo(found.dtype).eps) * expected.abs().max()
     return bool((found - expected).abs().max() <= tolerance)

@@ -84,8 +84,11 @@ def _as_adapter(folder: Path, policy: LanguageModel) -> ScalarModel:
     config: Any = LoraConfig.from_pretrained(str(folder))
     config.inference_mode, config.modules_to_save = False, None
     tensors = load_file(folder / "adapter_model.safetensors")
+    head = tensors.get("base_model.model.score.weight")
+    if head is None:
+        raise UserError("its adapter has no head", file=folder.parent, expected="a trained reward model")
     adapter = policy.backbone.add("reward", 0, config)
-    reward_model = on_backbone(policy, policy.backbone, adapter, tensors["base_model.model.score.weight"])
+    reward_model = on_backbone(policy, policy.backbone, adapter, head)
     reward_model.load_state({name: tensors[adapter_key(reward_model, name)] for name in reward_model.weights()})
     return reward_model
 
@@ -94,6 +97,10 @@ def _load(auto: Any, path: str | Path, device: str, dtype: str) -> Any:
     require(dtype in DTYPES, "dtype", dtype, " or ".join(DTYPES))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type == "cuda":
+        # cuDNN's attention makes a plan for every new shape, up to a second each, and shapes hardly ever come twice here.
+        # Source: https://github.com/modelscope/FunASR/issues/3704 (PyTorch 2.11, B200).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     base = _adapter_base(path)
     if base is None:
         model, missing = _from_pretrained(auto, path, dtype)
@@ -166,13 +173,16 @@ def _source(path: str | Path) -> str | None:
 def _check_head(model: Any, path: str | Path) -> None:
     """UserError unless the model's logits are its head times its last hidden state, as every fast path here assumes."""
     head = model.score if is_decoder(model) else model.get_output_embeddings()
+    headless = UserError(f"{path} is a {type(model).__name__}, which has no head over one transformer body")
     if head is None or model.base_model is model:
-        raise UserError(f"{path} is a {type(model).__name__}, which has no head over one transformer body")
+        raise headless
     ids = torch.tensor([[i for i in range(8) if i != model.config.pad_token_id][:4]], device=model.device)
     seen: list[Tensor] = []
     # Of the same forward: two of them need not agree to the last bit, and layers make more of what little they differ by.
     with model.base_model.register_forward_hook(lambda body, inputs, output: seen.append(output.last_hidden_state)):
         logits = model(ids, use_cache=False).logits.float()
+    if not seen:
+        raise headless
     own = head(seen[0]).float()
     if is_decoder(model):
         own = own[:, -1]

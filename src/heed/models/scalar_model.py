@@ -146,9 +146,9 @@ def critic_from(reward_model: ScalarModel, policy: LanguageModel) -> ScalarModel
     else:
         reward_model.freeze()
         backbone.lora = lora
-        if policy.backbone.body.is_activation_checkpointing:
-            backbone.checkpoint_activations()
         adapter = backbone.add("value", lora.seed)
+    if policy.backbone.body.is_activation_checkpointing and not backbone.body.is_activation_checkpointing:
+        backbone.checkpoint_activations()
     critic = on_backbone(reward_model, backbone, adapter, reward_model.head.weight)
     critic.offset = reward_model.offset
     return critic

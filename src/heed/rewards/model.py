@@ -48,7 +48,7 @@ class ModelReward:
             raise UserError(
                 f"a prompt and response of {longest} tokens",
                 expected=f"at most the {self.model.context_length} that the reward model reads",
-                fix="lower max_prompt_length or max_new_tokens",
+                fix="lower max_length or max_new_tokens",
             )
         return sequences
 

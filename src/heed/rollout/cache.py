@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, Cache
 
-from heed.models.attention import is_replaceable
 from heed.models.language_model import LanguageModel
 
 RAGGED_ROWS = "heed_ragged_rows"
@@ -109,18 +108,20 @@ class SlotCache(Cache):
     to. A slot is ready for another row without clearing. Before each forward say what it brings: `read`, or `advance` and
     `decode`; `read` and `decode` return the attention mask to pass.
 
-    With `graphs` a decoding forward does on the host nothing but what follows from its sizes, and these are rounded up, so that they
-    change rarely: slots without a row fill the batch up.
+    With `in_parts` rows attend part by part, each as wide as its longest row. With `graphs` a decoding forward does on the host nothing
+    but what follows from its sizes, and these are rounded up, so that they change rarely: slots without a row fill the batch up.
     """
 
-    def __init__(self, policy: LanguageModel, rows: Buffers, prompts: Buffers | None = None, *, graphs: bool = False) -> None:
+    def __init__(
+        self, policy: LanguageModel, rows: Buffers, prompts: Buffers | None = None, *, in_parts: bool = False, graphs: bool = False
+    ) -> None:
         # To transformers this cache is always empty: prompts start at column 0, and whatever comes later has its own mask.
         super().__init__(layers=[])
         self.device, self.dtype = policy.device, policy.head()[0].dtype
         self.rows, self.prompts = rows, prompts or rows
         self.columns = torch.arange(max(capacity for _, capacity in (*rows.parts, *self.prompts.parts)), device=self.device)
         self.attention = RAGGED_ROWS  # in place of the model's own where there are options
-        self.in_parts = prompts is None and attends_in_parts(policy)
+        self.in_parts = in_parts
         self.graphs = graphs
         self.num_live = 0
         self.width = 0  # columns that rows in flight have filled
@@ -241,15 +242,10 @@ def cache_bytes_per_token(policy: LanguageModel) -> int:
     return 2 * config.num_hidden_layers * heads * dim * policy.head()[0].element_size()
 
 
-def attends_in_parts(policy: LanguageModel) -> bool:
-    """Whether rows attend in parts: on a CPU, whose kernel reads all columns that it is given, masked or not."""
-    return policy.device.type == "cpu" and is_replaceable(policy.hf.base_model)
-
-
-def parts_for(policy: LanguageModel, lengths: Sequence[int], num_tokens: int) -> list[Part]:
+def parts_for(policy: LanguageModel, lengths: Sequence[int], num_tokens: int, *, in_parts: bool) -> list[Part]:
     """Parts of a cache of this many tokens for rows of these lengths, longest first: for as many rows as it has room for."""
     layer_bytes = cache_bytes_per_token(policy) // policy.hf.config.get_text_config().num_hidden_layers
-    together = max(TOGETHER, TOGETHER_BYTES // layer_bytes) if attends_in_parts(policy) else len(lengths)
+    together = max(TOGETHER, TOGETHER_BYTES // layer_bytes) if in_parts else len(lengths)
     parts = []
     for first in range(0, len(lengths), together):
         num_slots = min(together, len(lengths) - first, num_tokens // lengths[first])

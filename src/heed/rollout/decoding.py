@@ -106,9 +106,13 @@ class Decoding:
         self._evict()
         if self.num_live or self.waiting or self.reading:
             return True
-        if not self.logprobs[:-1].isfinite().all():
-            raise UserError("the policy's probabilities are not finite", fix="lower the learning rate, or use fp32")
+        self.check_finite()
         return False
+
+    def check_finite(self, num_tokens: int | None = None) -> None:
+        """Raise UserError where a log-probability, of the first tokens or of all, is no number."""
+        if not self.logprobs[:-1, :num_tokens].isfinite().all():
+            raise UserError("the policy's probabilities are not finite", fix="lower the learning rate, or use fp32")
 
     def top(self, row: int, length: int) -> tuple[tuple[tuple[int, float], ...], ...]:
         """The likeliest tokens at each place of a row, with their log-probabilities; () where none were asked for."""

@@ -12,7 +12,7 @@ import torch
 from heed.data.render import Renderer
 from heed.errors import UserError, require
 from heed.models.allocator import keep_freed_memory
-from heed.models.attention import is_replaceable
+from heed.models.backbone import WINDOWS
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
 from heed.rollout.cache import Buffers, Part, SlotCache, cache_bytes_per_token, parts_for
@@ -21,6 +21,7 @@ from heed.rollout.graphs import Graphs
 from heed.rollout.sampling import request_uniforms, row_uniforms
 from heed.rollout.shared import SharedCache
 from heed.rollout.text import StopStrings, find_stop, pieces_until_stop, text_pieces, until_stop
+from heed.rollout.trial import replaces_attention, takes_cache
 
 TOKENS_IN_FLIGHT = 2**16
 """Tokens that the key/value cache has room for, unless one row needs more: half as many took half the memory and 15 % more time."""
@@ -28,18 +29,16 @@ TOKENS_IN_FLIGHT = 2**16
 HUGE_PAGES = 1 / 8
 """Share of `cache_bytes` up to which a cache lies in huge pages, which take their memory at once."""
 
-WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size", "local": "window_size"}
-"""Kinds of attention that see the last tokens only, and what configurations call how many."""
-
 
 class LocalEngine:
     """Samples the exact policy with a key/value cache of its own; an `Engine`.
 
     A prompt is read once and kept once for its samples; rows leave the batch as they end and waiting ones take their place. A token of
     prompt or response takes `cache_bytes_per_token`; in flight are as many rows as fit into `cache_bytes` (default: a quarter of the
-    device's memory) and into 65,536 tokens, at most `max_rows`. Every row draws from its own random stream, made of the seed, the number
-    of calls before, and its place in the call, or of the request alone where `Sampling.seed` is given: the same seed gives the same
-    tokens, however the rows are batched. On a CUDA device steps of decoding are replayed as graphs, unless `graphs` is set to False.
+    device's memory) and, unless `max_rows` says how many, into 65,536 tokens. Every row draws from its own random stream, made of the
+    seed, the number of calls before, and its place in the call, or of the request alone where `Sampling.seed` is given: the same seed
+    gives the same tokens, however the rows are batched. On a CUDA device steps of decoding are replayed as graphs, unless `graphs` is
+    set to False.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class LocalEngine:
     def _cache(self, prompts: Sequence[tuple[int, ...]], limits: Sequence[int], n: int) -> SlotCache:
         """A cache for as many rows as may be in flight, whose prompts stand apart where several rows share them."""
         prompt, response = max(map(len, prompts)), max(limits)
-        shared = n > 1 and is_replaceable(self.policy.hf.base_model)
+        shared = n > 1 and replaces_attention(self.policy)
         lengths = sorted((len(ids) + limit for ids, limit in zip(prompts, limits, strict=True)), reverse=True)
         length = prompt + response if shared else lengths[0]
         token_bytes = cache_bytes_per_token(self.policy)
@@ -114,7 +113,7 @@ class LocalEngine:
             raise UserError(
                 f"prompt and response of {length} tokens need {length * token_bytes:,} bytes of key/value cache",
                 expected=f"at most the {self.cache_bytes:,} of cache_bytes",
-                fix="raise cache_bytes, or lower max_new_tokens or max_prompt_length",
+                fix="lower max_length or max_new_tokens, or give the engine more memory",
             )
         tokens = self.cache_bytes // token_bytes
         if self.max_rows is None:
@@ -122,7 +121,9 @@ class LocalEngine:
         max_rows = min(len(prompts) * n, self.max_rows or tokens)
         if not shared:
             rows = [each for each in lengths for _ in range(n)][:max_rows]
-            return SlotCache(self.policy, self._buffers(parts_for(self.policy, rows, tokens)), graphs=self.graphs)
+            in_parts = attends_in_parts(self.policy)
+            buffers = self._buffers(parts_for(self.policy, rows, tokens, in_parts=in_parts))
+            return SlotCache(self.policy, buffers, in_parts=in_parts, graphs=self.graphs)
         # As many prompts again as the rows make up: the next ones enter while the last rows of the ones before are in flight.
         groups = tokens // (n * response + 2 * prompt)
         num_rows = min(max_rows, groups * n or min(n, (tokens - prompt) // response))
@@ -140,8 +141,8 @@ class LocalEngine:
         if len(prompt) >= context:
             raise UserError(
                 f"a prompt of {len(prompt)} tokens",
-                expected=f"fewer than the {context} of the model's context",
-                fix="lower max_prompt_length",
+                expected=f"fewer than the {context} that the model sees at once",
+                fix="lower max_length",
             )
         return context - len(prompt)
 
@@ -168,6 +169,7 @@ def _tokens(decoding: Decoding) -> Iterator[int]:
     num_shown, going = 0, True
     while going:
         going = decoding.advance()
+        decoding.check_finite(num_shown + 1)
         if (token := int(decoding.ids[0, num_shown])) >= 0:  # none where a chunk of the prompt was read
             yield token
             num_shown += 1
@@ -180,11 +182,16 @@ def _device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def attends_in_parts(policy: LanguageModel) -> bool:
+    """Whether rows attend in parts: on a CPU, whose kernel reads all columns that it is given, masked or not."""
+    return policy.device.type == "cpu" and replaces_attention(policy)
+
+
 def _check_attention(policy: LanguageModel) -> None:
     """Raise UserError for a model that keeps more than keys and values, or that cannot be told where a token stands."""
     body = policy.hf.base_model
     kinds = set(getattr(body.config, "layer_types", None) or ()) - {"full_attention", *WINDOWS}
-    if kinds or "position_ids" not in signature(body.forward).parameters:
+    if kinds or "position_ids" not in signature(body.forward).parameters or not takes_cache(policy):
         raise UserError(
             f"the local engine cannot sample from {type(body).__name__}", expected="a transformer such as Llama, Qwen, GPT-2 or GPT-NeoX"
         )

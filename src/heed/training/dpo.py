@@ -44,10 +44,11 @@ def train_dpo(policy: LanguageModel, renderer: Renderer, pairs: Sequence[Prefere
     checkpoint, so no second copy of the weights is held.
     """
     sequences = renderer.encode_all((p.prompt, response) for p in pairs for response in (p.chosen, p.rejected))
-    reference = cached_reference(policy, sequences, config.max_tokens, run).view(-1, 2)
     encoded = list(zip(sequences[::2], sequences[1::2], strict=True))
     batches = loop.Batches(len(encoded), config.batch_size, config.epochs, config.seed)
     state = loop.TrainState.create({"policy": policy}, config, len(batches))
+    with state.autocast():  # as the policy will be read, or the two would differ before any update
+        reference = cached_reference(policy, sequences, config.max_tokens, run).view(-1, 2)
 
     def step(indices: list[int], stats: loop.Stats) -> None:
         def losses(members: list[int], stats: loop.Stats) -> Iterator[Tensor]:
@@ -95,6 +96,7 @@ def cached_reference(policy: LanguageModel, sequences: Sequence[TokenSequence], 
     for done, members in enumerate(groups, start=1):
         found[members] = response_logprobs(policy, [distinct[i] for i in members]).float().cpu()
         run.progress(done, len(groups), "reference")
+        run.checkpoint_if_due(False, lambda: None)
     place = {sequence: i for i, sequence in enumerate(distinct)}
     logprobs = found[[place[sequence] for sequence in sequences]]
     save_atomically(path, {"logprobs": logprobs}, {"sequences": fingerprint})

@@ -71,6 +71,10 @@ class PolicyGradientConfig(loop.TrainConfig):
         require(self.temperature > 0, "temperature", self.temperature, "a number above 0: a greedy policy has no gradient")
         require(self.kl_coef >= 0, "kl_coef", self.kl_coef, "0 or above")
         require(self.kl_target is None or self.kl_target > 0, "kl_target", self.kl_target, "nats above 0, or none")
+        steered = self.kl_target is not None
+        require(not steered or self.kl_coef > 0, "kl_coef", self.kl_coef, "a number above 0 to begin with, where kl_target steers it")
+        least = self.rollouts_per_iteration
+        require(not steered or self.kl_horizon >= least, "kl_horizon", self.kl_horizon, f"{least} (the rollouts of an iteration) or more")
         require(self.missing_eos_penalty >= 0, "missing_eos_penalty", self.missing_eos_penalty, "0 or above")
         right_gradient = self.kl_in == "reward" or self.kl_estimator in ("exact", "k2")
         require(right_gradient, "kl_estimator", self.kl_estimator, "exact or k2 with kl_in: loss; others lack the KL's gradient there")
@@ -102,7 +106,7 @@ class Scored:
     old_logprobs: Tensor
     """`[B, T]`."""
     ref_logprobs: Tensor
-    """`[B, T]`; equal to `old_logprobs` where no KL is asked for."""
+    """`[B, T]`; the engine's own where no KL is asked for."""
     kl: Tensor
     """The estimate that enters the reward, `[B, T]`."""
     values: Tensor
@@ -155,7 +159,8 @@ def measure(
     old[whole.response_mask] = torch.tensor([p for r in rollouts for p in r.logprobs])
     ref, kl, values = old.clone(), torch.zeros_like(old), torch.zeros_like(old)
     needs_reference = uses_reference(config)
-    recompute = config.old_logprobs == "trainer" or (config.old_logprobs == "auto" and state.use_bf16)
+    rounded = state.use_bf16 or policy.head()[0].dtype != torch.float32
+    recompute = config.old_logprobs == "trainer" or (config.old_logprobs == "auto" and rounded)
     for members in policy.micro_batches(sequences, config.max_tokens):
         batch = collate([sequences[i] for i in members], policy.pad_id, policy.device)
         place = torch.tensor(members)[:, None], torch.arange(batch.ids.shape[1])[None]

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from heed.errors import NonFiniteLoss, require
+from heed.errors import NonFiniteLoss, UserError, require
 from heed.models.allocator import keep_freed_memory
 from heed.models.language_model import LanguageModel
 from heed.models.scalar_model import ScalarModel
@@ -90,10 +90,21 @@ class TrainState:
 
     @classmethod
     def create(cls, roles: Mapping[str, Role], config: TrainConfig, num_updates: int, lrs: Mapping[str, float] | None = None) -> TrainState:
-        """AdamW over the trainable parameters of all roles, grouped by role and name; `lrs` overrides a role's rate."""
+        """AdamW over the trainable parameters of all roles, grouped by role and name; `lrs` overrides a role's rate.
+
+        Raises `UserError` for weights in bf16, where 99 % of updates at a usual learning rate are rounded away.
+        """
+        torch.manual_seed(config.seed)  # of dropout, which draws from the process's own generator
         parameters, groups = {}, []
         for role, model in roles.items():
             named = model.trainable()
+            held = {parameter.dtype for parameter in named.values()} - {torch.float32}
+            if held:
+                raise UserError(
+                    f"the weights of the {role} are {', '.join(map(str, held))}, which are too coarse for the steps of an optimiser",
+                    expected="float32 where whole models are trained (precision: bf16 is for their products), or LoRA",
+                    fix="set dtype: float32, or lora",
+                )
             parameters |= {f"{role}/{name}": parameter for name, parameter in named.items()}
             lr = (lrs or {}).get(role, config.peak_lr(model))
             for decays in (True, False):
@@ -123,7 +134,7 @@ class TrainState:
             moments = self.optimizer.state.get(parameter)
             if moments:
                 tensors |= {f"adamw.{key}/{name}": moments[key] for key in ADAMW_STATE}
-        run.save(tensors | rng_state(), {"step": self.step, "update": self.update, "num_updates": self.num_updates, "values": self.values})
+        run.save(tensors | rng_state(self.device), {"step": self.step, "update": self.update, "values": self.values})
 
     def resume(self, run: Run) -> bool:
         """Continue from the run's checkpoint, if it has one."""
@@ -141,7 +152,7 @@ class TrainState:
         self.values = cast(dict[str, object], values["values"])
         for role in self.roles.values():
             role.version = self.update
-        restore_rng_state(tensors)
+        restore_rng_state(tensors, self.device)
         return True
 
 
@@ -173,9 +184,9 @@ def update(
     a backbone never see each other's adapters. Raises `NonFiniteLoss` before any weight has changed.
     """
     for batch in micro_batches:
-        with state.autocast():
-            for loss in losses(batch, stats):
-                loss.backward()
+        pending = losses(batch, stats)
+        while (loss := _next_loss(state, pending)) is not None:
+            loss.backward()
     lr_share = schedule_factor(state.update, state.num_updates, state.config)
     for role in state.roles:
         own = [p for name, p in state.parameters.items() if name.startswith(f"{role}/")]
@@ -195,6 +206,12 @@ def update(
     state.update += 1
     for role in state.roles.values():
         role.version = state.update
+
+
+def _next_loss(state: TrainState, pending: Iterator[Tensor]) -> Tensor | None:
+    # Only forwards are cast: a backward pass keeps the precision that each operation had in its forward.
+    with state.autocast():
+        return next(pending, None)
 
 
 def schedule_factor(update: int, num_updates: int, config: TrainConfig) -> float:

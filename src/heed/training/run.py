@@ -200,15 +200,15 @@ def open_tracker(name: Tracker, folder: Path) -> Callable[[Mapping[str, float], 
     return lambda metrics, step: module.log(dict(metrics), step=step)
 
 
-def rng_state() -> dict[str, Tensor]:
+def rng_state(device: torch.device) -> dict[str, Tensor]:
     """The process-wide random states, which only dropout draws from."""
     states = {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["rng.cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        states["rng.cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def restore_rng_state(tensors: Mapping[str, Tensor]) -> None:
+def restore_rng_state(tensors: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    if "rng.cuda" in tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
