@@ -352,6 +352,20 @@ def test_responses_that_nobody_ranked_are_not_left_out_in_silence(jsonl: Any) ->
         assert told in str(next(iter(check(path).problems)))
 
 
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejcted": "c"}, "`chosen` without `rejected`; expected `rejected` too, or `response` where"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "`chosen` without `rejected`"),
+        ({"prompt": "a", "rejected": "c"}, "`rejected` without `chosen`; expected `chosen` too, or the prompt alone"),
+    ],
+)
+def test_half_a_comparison_does_not_pass_for_a_prompt(jsonl: Any, row: dict[str, Any], told: str) -> None:
+    path = jsonl(row)
+    assert message_of(read_prompts, path).startswith(f"{path}:1: {told}")
+    assert str(next(iter(check(path).problems))).startswith(f"{path}:1: {told}")
+
+
 def test_no_row_or_cell_is_read_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MAX_LINE", 2**20)
     fits, long = "x" * (2**20 - 20), "x" * 2**21

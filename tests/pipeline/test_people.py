@@ -16,7 +16,7 @@ from heed.feedback.projects import Projects
 from heed.feedback.store import FeedbackStore
 from heed.feedback.tasks import Answer, Tasks
 from heed.pipeline import people, sources
-from heed.pipeline.collect import JudgeConfig
+from heed.pipeline.collect import JudgeConfig, _described
 from heed.pipeline.recipe import load_recipe
 from heed.pipeline.runner import run as run_recipe
 from heed.records import Judgement, Prompt, Response
@@ -108,7 +108,10 @@ def test_a_leads_decision_settles_its_item(location: str) -> None:
     label(database, "tone", account)
     Tasks(database).decide(1, account, (3, 2, 1))
     (judgement,) = people.judged(location, "tone").judgements
-    assert (judgement.annotator, judgement.ranks) == ("lead", (3, 2, 1))
+    assert (judgement.annotator, judgement.ranks) == (people.NOBODY, (3, 2, 1))
+    assert _described([judgement]) == {"judgements": 1, "annotators": 0}
+    with pytest.raises(UserError, match="name"):
+        annotator(database, people.NOBODY)
 
 
 def test_a_recipe_learns_from_a_project(location: str, tmp_path: Path, tiny_model: Path) -> None:

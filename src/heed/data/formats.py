@@ -25,6 +25,12 @@ COMPLETION = ("prompt", "completion")
 LABELLED = (("prompt", "response", "label"), ("prompt", "completion", "label"))
 """A response that is good (true) or bad (false): read for its texts, and never as a demonstration, for many are bad."""
 PROMPT = ("prompt",)
+HALVES = (
+    ("responses", "ranks", "a row with one `response` for each"),
+    ("chosen", "rejected", "`response` where nothing is compared"),
+    ("rejected", "chosen", "the prompt alone"),
+)
+"""What says nothing without the other, which is misspelt or empty where the row passes for a prompt."""
 
 PREFERENCES = (RANKING, PAIR, IMPLICIT_PAIR)
 DEMONSTRATIONS = (MESSAGES, RESPONSE, COMPLETION, PAIR, IMPLICIT_PAIR)
@@ -48,8 +54,9 @@ def layout_of(fields: object, layouts: Sequence[Layout]) -> Layout:
             f"a response with the `label` {fields['label']!r:.40}",
             "demonstrations, which have none: keep the good responses alone, and remove or rename the column",
         )
-    if found == PROMPT and _has(fields, ("responses",)):
-        raise Malformed("`responses` without `ranks`", "`ranks` too, or a row with one `response` for each")
+    for here, missing, otherwise in HALVES if found == PROMPT else ():
+        if _has(fields, (here,)) and not _has(fields, (missing,)):
+            raise Malformed(f"`{here}` without `{missing}`", f"`{missing}` too, or {otherwise}")
     if found is None:
         names = ", ".join(f"{name} (null)" if value is None else str(name) for name, value in fields.items())
         raise Malformed(f"the fields {names or '(none)'}", " or ".join(" + ".join(layout) for layout in layouts))

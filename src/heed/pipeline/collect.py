@@ -197,10 +197,11 @@ def _by_people(
 
 
 def _described(judgements: list[Judgement]) -> dict[str, float]:
-    """How many there are and, where any pair was judged twice, how far annotators agree."""
-    metrics = {"judgements": float(len(judgements)), "annotators": float(len({j.annotator for j in judgements}))}
+    """How many there are and, where any pair was judged twice, how far annotators agree; leads' decisions are nobody's opinion."""
+    own = [judgement for judgement in judgements if judgement.annotator != people.NOBODY]
+    metrics = {"judgements": float(len(judgements)), "annotators": float(len({j.annotator for j in own}))}
     try:
-        return metrics | {"agreement": pairwise_agreement(judgements), "alpha": krippendorff_alpha(judgements)}
+        return metrics | {"agreement": pairwise_agreement(own), "alpha": krippendorff_alpha(own)}
     except UserError:
         return metrics
 

@@ -17,8 +17,8 @@ from heed.records import Judgement, Message, Prompt, Response
 from heed.training.run import Run
 
 POLL_SECONDS = 2.0
-NOBODY = "lead"
-"""Who signs what a lead decided."""
+NOBODY = "lead\N{ZERO WIDTH SPACE}"
+"""Who signs what a lead decided: a name that no account can have, as it does not print."""
 
 Asked = Mapping[str, Collection[str]]
 """By the id of a prompt, the responses that people were asked about: a later round asks about others to the same prompt."""
