@@ -57,9 +57,12 @@ def _replaced(values: Any, path: tuple[str, ...], value: object) -> Any:
     if isinstance(values, list):
         index = int(key) if key.isdigit() else next((i for i, v in enumerate(values) if isinstance(v, Mapping) and key in v), -1)
         if not 0 <= index < len(values):
-            raise UserError(f"there is no {key!r} to set", expected=f"one of {', '.join(str(k) for v in values for k in v)}")
+            known = (name for v in values for name in (v if isinstance(v, Mapping) else [v]))
+            raise UserError(f"there is no {key!r} to set", expected=f"one of {', '.join(map(str, known))}")
         inner = rest if key.isdigit() else path
         return [_replaced(v, inner, value) if i == index else v for i, v in enumerate(values)]
+    if values is not None and not isinstance(values, Mapping):
+        raise UserError(f"there is no {key!r} to set within {values!r}", expected="the name of a setting")
     return {**(values or {}), key: _replaced((values or {}).get(key), rest, value)}
 
 

@@ -36,7 +36,10 @@ def labelled(tmp_path: Path) -> str:
 
 
 def test_a_curve_is_measured_kept_and_told(labelled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = save_tiny_llama(tmp_path / "tiny", initializer_range=0.02)
+    model = tmp_path / "run"  # of which the policy is taken that it has trained
+    save_tiny_llama(model / "stages" / "01-sft" / "model", initializer_range=0.02)
+    (model / "recipe.yaml").write_text("name: run\nmodel: testbed\n")
+    (model / "stages" / "01-sft" / "stage.json").write_text("{}")
     words = ["feedback", "curve", labelled, "Words", "--model", str(model), "--lr", "1e-2", "--epochs", "3", "--batch-size", "8"]
     assert main([*words, "--max-length", "32", "--device", "cpu"]) == 0
     told = capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -72,6 +73,16 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         (["data", "check", "absent.jsonl"], r"absent\.jsonl: cannot be read"),
         (["report", "absent"], r"absent: is not a folder"),
         (["chat", "./nowhere"], r"\./nowhere: no such folder"),
+        (["chat", "m", "--device", "foo"], r"device is 'foo'; expected auto"),
+        (["rm", "--model", "m", "--data", "x.jsonl", "--output", "out", "--device", "foo"], r"device is 'foo'; expected auto"),
+        (["feedback", "score", "x.db", "p", "--reward-model", "m", "--device", "foo"], r"device is 'foo'"),
+        (["feedback", "sample", "x.db", "p", "--policy", "m", "--device", "foo"], r"device is 'foo'"),
+        (["feedback", "curve", "x.db", "p", "--model", "m", "--device", "foo"], r"device is 'foo'"),
+        (
+            ["sft", "--model", "m", "--data", "x.jsonl", "--output", "out", "--seed", "-1"],
+            r"stage sft: seed is -1; expected a whole number",
+        ),
+        (["run", "--set", "sft.lr.x=3"], r"there is no 'x' to set within 0\.0005"),
     ],
 )
 def test_faults_are_told_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,6 +165,10 @@ def test_rm_then_ppo_write_their_part_of_the_summary(tiny_model: Path, write_rec
     summary = json.loads((tmp_path / "ppo" / "summary.json").read_text())
     assert list(summary["policies"]) == ["base", "ppo"]
     assert summary["policies"]["ppo"]["proxy_reward"]["mean"] is not None
+    by_run = ["eval", "--model", str(tmp_path / "ppo"), "--gold", str(tmp_path / "rm"), "--output", str(tmp_path / "by-run")]
+    assert cli.main([*by_run, "--prompts", str(tmp_path / "eval_prompts.jsonl"), "--max-new-tokens", "5"]) == 0
+    summary = json.loads((tmp_path / "by-run" / "summary.json").read_text())
+    assert summary["policies"]["base"]["gold_reward"]["mean"] is not None
     done = heed("chat", str(tmp_path / "ppo"), "--max-new-tokens", "5", stdin="good red\n")
     assert (done.returncode, done.stderr) == (0, "")
     assert "this run has no policy yet" in one_line(heed("chat", str(tmp_path / "rm")).stderr)
@@ -169,10 +184,19 @@ def test_eval_compares_two_models(tiny_model: Path, write_recipe: WriteRecipe, t
     assert summary["policies"]["model"]["kl_to_reference"] == pytest.approx(0, abs=1e-5)
 
 
-def test_sample_writes_responses(tiny_model: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_a_reward_model_that_diverged_is_told(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": word, "chosen": f"good {word}", "rejected": f"bad {word}"} for word in ("red", "green", "blue", "two")]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    words = ["rm", "--model", str(tiny_model), "--data", str(tmp_path / "pairs.jsonl"), "--output", str(tmp_path / "rm")]
+    assert cli.main([*words, "--held-out", "0.5", "--lr", "1e30"]) == 2
+    assert "no finite score; train it again with a lower lr" in one_line(capsys.readouterr().err)
+
+
+def test_sample_writes_responses(tiny_model: Path, write_recipe: WriteRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_recipe()
     words = ["sample", "--model", str(tiny_model), "--prompts", str(tmp_path / "prompts.jsonl"), "--output", str(tmp_path / "s")]
     assert cli.main([*words, "--responses-per-prompt", "2", "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out.endswith(f"everything is in {tmp_path}/s: summary.json, stages/\n")
     rows = (tmp_path / "s" / "stages" / "01-sample" / "responses.jsonl").read_text().splitlines()
     assert len(rows) == 48
     assert "response" in json.loads(rows[0])
@@ -192,6 +216,15 @@ def test_chat_works_through_a_pipe(tiny_model: Path) -> None:
     done = heed("chat", str(tiny_model), "--max-new-tokens", "5", stdin="good red\n\nblue\n")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "utf-8:surrogateescape"])
+def test_chat_takes_no_bytes_that_are_no_text(tiny_model: Path, encoding: str) -> None:
+    command = [sys.executable, "-m", "heed.cli.main", "chat", str(tiny_model)]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, input=b"good \xff red\n", env=environment, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert one_line(done.stderr.decode()) == "heed: a line of the input is not UTF-8; expected text in UTF-8"
 
 
 def test_the_guide_shows_the_help_as_it_is() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from heed.data.render import Renderer
+from heed.errors import UserError
 from heed.evaluation import ScoredPair, evaluate_reward_model, measure_reward_model, score_pairs
 from heed.models.language_model import LanguageModel
 from heed.models.scalar_model import new_scalar_model
@@ -115,3 +116,12 @@ def test_entry_has_the_keys_of_the_summary() -> None:
     assert entry["accuracy"]["mean"] == 0.5  # pyright: ignore[reportIndexIssue]
     assert len(entry["accuracy"]["ci95"]) == 2  # pyright: ignore[reportIndexIssue]
     assert {"longer_baseline", "shorter_baseline", "noise_ceiling", "ece"} <= entry.keys()
+
+
+def test_scores_that_are_not_finite_are_told(make_policy: Callable[[int], LanguageModel]) -> None:
+    policy = make_policy(0)
+    model = new_scalar_model(policy, "reward", seed=0)
+    model.offset = math.nan
+    renderer = Renderer(policy.tokenizer, eos_ids=policy.eos_ids, max_length=32)
+    with pytest.raises(UserError, match="gave 2 of 2 held-out responses no finite score; train it again with a lower lr"):
+        score_pairs(model, renderer, [PreferencePair(Prompt("w3"), "w4", "w5")])

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
@@ -30,6 +31,14 @@ STAGES = """
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("tiny"), initializer_range=0.02)
+
+
+@pytest.fixture
+def chat_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with a chat template."""
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+    (copytree(tiny_model, tmp_path / "chat") / "chat_template.jinja").write_text(template)
+    return tmp_path / "chat"
 
 
 def write_rows(path: Path, rows: Iterable[object]) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -11,10 +14,14 @@ from rich.console import Console
 from transformers import AutoTokenizer, LlamaConfig
 
 from heed.errors import UserError
+from heed.feedback import FeedbackStore
+from heed.feedback.database import Database
+from heed.feedback.projects import Projects, ProjectSettings
 from heed.pipeline.check import Shape, check
 from heed.pipeline.dryrun import Estimator, Machine, Size, dry_run
 from heed.pipeline.plan import plan
-from heed.pipeline.recipe import load_recipe
+from heed.pipeline.recipe import Recipe, load_recipe
+from heed.pipeline.runner import run
 from tests.pipeline.conftest import write_rows
 
 WriteRecipe = Callable[..., Path]
@@ -81,3 +88,63 @@ def test_the_real_chat_recipe_with_a_local_stand_in(tiny_model: Path, tmp_path: 
     (tmp_path / "chat" / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match="no chat template"):
         dry_run(recipe, console)
+
+
+def test_openings_are_counted_by_the_stages_that_read_them(write_recipe: WriteRecipe) -> None:
+    stages = """
+- openings: {num_prompts: 20, num_eval_prompts: 5, min_tokens: 2, max_tokens: 4}
+- sample: {max_new_tokens: 6}
+- evaluate: {max_new_tokens: 6, best_of_n: 1}
+"""
+    recipe = load_recipe(write_recipe(data="{}", stages=stages))
+    planned = plan(recipe)
+    estimator = Estimator(recipe, check(recipe, planned), Machine(1e9, 1e9, "cpu"))
+    sizes = [estimator.work(each)[0] for each in planned]
+    assert sizes[1] == Size(20, 3, 6, 4)
+    assert (sizes[2].items, sizes[2].prompt_tokens) == (5, 3)
+    assert "02-sample" in told_by(recipe)
+
+
+def told_by(recipe: Recipe) -> str:
+    console = Console(file=io.StringIO(), record=True, width=300)
+    dry_run(recipe, console)
+    return console.export_text()
+
+
+def test_a_store_that_is_absent_or_empty_is_a_fault_and_none_is_made(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    absent = tmp_path / "nowhere" / "people.db"
+    recipe = load_recipe(write_recipe(data=f"{{preferences: {absent}}}", stages="[dpo]"))
+    for look in (dry_run, partial(run, display=False)):
+        with pytest.raises(UserError, match=r"people\.db: there is no such file; expected a feedback store"):
+            look(recipe)
+    assert not absent.parent.exists()
+    FeedbackStore(tmp_path / "empty.db").close()
+    with pytest.raises(UserError, match=r"empty\.db: it holds no judgement"):
+        dry_run(load_recipe(write_recipe(data=f"{{preferences: {tmp_path}/empty.db}}", stages="[dpo]")))
+
+
+def test_the_project_of_a_database_that_is_absent_is_a_fault_and_one_without_answers_is_none(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(stages=f"[judge: {{project: tone, database: {tmp_path}/team.db}}, dpo]"))
+    with pytest.raises(UserError, match=r"stage judge: .*team\.db: there is no such file; expected a feedback database"):
+        dry_run(recipe)
+    assert not (tmp_path / "team.db").exists()
+    with closing(Database(str(tmp_path / "team.db"))) as database:
+        Projects(database).create("tone", ProjectSettings(), None)
+    assert "Nothing is wrong" in told_by(recipe)
+
+
+@pytest.mark.parametrize("found", [None, ModuleSpec("wandb", None)], ids=["nothing", "a folder that it left"])
+def test_a_tracker_that_is_not_installed_is_a_fault(
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch, found: ModuleSpec | None
+) -> None:
+    monkeypatch.setattr("heed.pipeline.check.find_spec", lambda name: found)
+    with pytest.raises(UserError, match="tracker 'wandb' is not installed; pip install"):
+        dry_run(load_recipe(write_recipe(trackers="[wandb]", stages="[sft]")))
+
+
+def test_plain_prompts_to_a_chat_model_are_told(write_recipe: WriteRecipe, chat_model: Path) -> None:
+    note = 'prompts are plain texts, which the model continues; to have it answer as a chat model, write them as [{"role": "user", '
+    assert f"prompts.jsonl: {note}" in told_by(load_recipe(write_recipe(model=str(chat_model))))
+    assert note not in told_by(load_recipe(write_recipe()))

@@ -43,7 +43,25 @@ def test_shipped_recipes_are_valid_and_written_out_in_full_say_the_same(path: Pa
         ({"stages": "[dpo]"}, r"stage dpo: it has no preferences"),
         ({"data": "{}", "stages": "[sft]"}, r"stage sft: it has no demonstrations; name them as data.demonstrations"),
         ({"rounds": "{until: {x: about 3}}"}, r"until\.x is 'about 3'; expected a number or a bound"),
+        ({"seed": "-1"}, r"recipe\.yaml:\d+: seed is -1; expected a whole number from 0 to 4294967295"),
+        ({"stages": "\n- sft:\n    seed: 5000000000"}, r"recipe\.yaml:\d+: stage sft: seed is 5000000000; expected a whole number"),
+        ({"stages": "\n- sft: 3"}, r"recipe\.yaml:\d+: the settings of sft are 3; expected a mapping"),
+        ({"device": "foo"}, r"recipe\.yaml:\d+: device is 'foo'; expected auto"),
+        ({"device": "cuda:99"}, r"recipe\.yaml:\d+: device is 'cuda:99'; expected auto"),
+        (
+            {"rounds": "{until: {polices.ppo: 1}}"},
+            r"recipe\.yaml:\d+: rounds\.until\.polices\.ppo: no stage .* reports 'polices'; expected .*polici",
+        ),
+        ({"rounds": "{until: {policies.dpo.kl: 1}}"}, r"the recipe has no policy 'dpo'; expected one of base, sft, ppo, best_of_n"),
+        (
+            {"rounds": "{until: {feedback.alpha: 1}}", "stages": "[sft]"},
+            r"no stage of the recipe reports 'feedback'; expected one of seconds",
+        ),
         ({"stages": "\n- judge:\n    annotators: [{nmae: x}]"}, r"there is no key 'annotators\.0\.nmae'; expected name"),
+        (
+            {"rounds": "{until: {policies.sft.proxy_reward: 1}}", "stages": "[sft, evaluate]"},
+            r"the recipe has no reward to know proxy_reward by; expected another number",
+        ),
     ],
 )
 def test_faults_name_the_line_and_what_was_expected(write_recipe: WriteRecipe, changes: dict[str, str], message: str) -> None:
@@ -103,3 +121,37 @@ def test_targets_are_read_from_the_summary() -> None:
     assert not Rounds().reached(summary)
     with pytest.raises(UserError, match="there is no 'dpo'; expected ppo"):
         metric(summary, "policies.dpo.harmful_rate")
+
+
+def test_a_target_that_the_recipe_reports_is_taken(write_recipe: WriteRecipe) -> None:
+    for name in ("policies.best_of_n.gold_reward", "policies.sft.kl_to_reference", "win_rate.ppo_vs_sft", "feedback.alpha", "seconds"):
+        assert load_recipe(write_recipe(rounds=f"{{until: {{{name}: 1}}}}")).rounds.until == {name: 1}
+
+
+def test_an_override_below_a_value_is_told(write_recipe: WriteRecipe) -> None:
+    for override, found in (("sft.lr.x=3", "0.01"), ("model.x=3", ".*tiny")):
+        with pytest.raises(UserError, match=f"there is no 'x' to set within '?{found}"):
+            load_recipe(write_recipe(), [override])
+    with pytest.raises(UserError, match="there is no 'sft' to set; expected one of dpo"):
+        load_recipe(write_recipe(stages="[dpo]"), ["sft.lr=3"])
+
+
+def test_the_folder_of_a_run_stands_for_what_it_has_trained(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    models = {kind: tmp_path / "run" / "stages" / f"01-{kind}" / "model" for kind in ("sft", "reward_model")}
+    for model in models.values():
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+        (model.parent / "stage.json").write_text("{}")
+    run = tmp_path / "run"
+    (run / "recipe.yaml").write_text("name: run\nmodel: testbed\n")
+    path = write_recipe(model=str(run), gold=str(run), reward=str(run), compare=f"{{other: {run}}}", stages="[evaluate]")
+    recipe = load_recipe(path)
+    assert (recipe.model, recipe.compare) == (str(models["sft"]), {"other": str(models["sft"])})
+    assert recipe.gold == recipe.reward == str(models["reward_model"])
+
+    before = stage_hashes(recipe, plan(recipe), {})
+    (models["reward_model"] / "config.json").write_text('{"other": "weights"}')
+    assert stage_hashes(recipe, plan(recipe), {}) != before
+    (models["reward_model"].parent / "stage.json").unlink()
+    with pytest.raises(UserError, match="run: this run has no reward model yet"):
+        load_recipe(path)

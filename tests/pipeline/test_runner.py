@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from heed.errors import UserError
+from heed.pipeline.context import write_json
 from heed.pipeline.recipe import load_recipe
 from heed.pipeline.runner import changes, opened, run
 
@@ -101,6 +102,7 @@ def test_two_processes_do_not_share_a_folder(write_recipe: WriteRecipe) -> None:
         ({"gold": "absent.py:gold"}, r"no file absent\.py"),
         ({"gold": "json:gold"}, r"no function 'gold' in json; expected file\.py:function or module:function"),
         ({"reward": "colorsys:rgb_to_hsv", "stages": "[ppo: {max_new_tokens: 6}]"}, r"takes \(r, g, b\); expected \(prompt, response\)"),
+        ({"dtype": "bfloat16"}, r"recipe\.yaml:\d+: stage sft: it trains the whole model, held in bfloat16.*set dtype: float32"),
         ({"max_length": "6"}, r"stage sample: max_new_tokens is 6; expected fewer than the 6 tokens"),
     ],
 )
@@ -180,3 +182,28 @@ def test_a_killed_run_goes_on_and_ends_the_same(
 def rows(folder: Path) -> list[dict[str, float]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff"])
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("stages/01-sft/stage.json", r"remove the folder .*/stages/01-sft, and the stage runs again"),
+        ("stages/01-sft/config.json", r"remove the folder .*/stages/01-sft, and the stage runs again"),
+        ("run.json", r"name another folder with --output, or move this one away"),
+    ],
+)
+def test_a_damaged_record_is_told_with_what_to_do(write_recipe: WriteRecipe, tmp_path: Path, name: str, fix: str, content: bytes) -> None:
+    path = write_recipe(stages="[sft: {epochs: 1}]")
+    with opened(load_recipe(path)) as folder:
+        write_json(folder / "stages" / "01-sft" / "config.json", {"hash": ""})
+    (tmp_path / "out" / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"out/{name}: is damaged; expected JSON with (hash|identity).*; {fix}"):
+        run_saying(path)
+
+
+def test_a_stage_says_that_a_chat_model_would_continue_plain_prompts(write_recipe: WriteRecipe, chat_model: Path) -> None:
+    stages = "[sample: {max_new_tokens: 6}]"
+    said = run_saying(write_recipe(model=str(chat_model), stages=stages))[1]
+    assert sum("prompts are plain texts, which the model continues" in line for line in said) == 1
+    assert not any("plain texts" in line for line in run_saying(write_recipe(output=f"{chat_model}-out", stages=stages))[1])

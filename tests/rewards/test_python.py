@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from heed.errors import UserError
+from heed.errors import Interrupted, UserError
 from heed.records import Message, Prompt, Rollout
 from heed.rewards import load_reward
 
@@ -121,17 +121,46 @@ def test_a_wrong_result_is_told(tmp_path: Path, body: str, says: str):
         load_reward(written(tmp_path, body))(ROLLOUTS)
 
 
-def test_the_users_own_faults_are_shown_as_they_are(tmp_path: Path):
-    with pytest.raises(UserError, match=r"mine\.py:2: .*'return' outside function|mine\.py:2: "):
-        load_reward(written(tmp_path, "x = 1\ndef score(p, r) return 1"))
-    with pytest.raises(ModuleNotFoundError, match="nowhere_to_be_found"):
-        load_reward(written(tmp_path, "import nowhere_to_be_found"))
-    with pytest.raises(ZeroDivisionError):
-        load_reward(written(tmp_path, "def score(p, r): return 1 / 0"))(ROLLOUTS)
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("x = 1\ndef score(p, r) return 1", "2: SyntaxError: expected ':'"),
+        ("x = 1\nimport nowhere_to_be_found", "2: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        ("def limit():\n    return 1 / 0\nbound = limit()", "2: ZeroDivisionError: division by zero"),
+        ("def score(p, r):\n    return 1 / 0", "2: ZeroDivisionError: division by zero"),
+        ("def score(rollouts):\n    yield 1.0\n    assert False", "3: AssertionError"),
+        # In a library the line that called it is the user's to mend.
+        ("import ast\ndef score(p, r):\n    return ast.parse('1 +')", "3: SyntaxError: "),
+        ("import json\ndef score(p, r):\n    return json.loads(r)", "3: JSONDecodeError: "),
+        ("import os.path\nscore = lambda rollouts: os.path.join(1)", "2: TypeError: "),
+    ],
+)
+def test_what_the_users_code_raises_is_told_with_its_line(tmp_path: Path, body: str, says: str):
+    with pytest.raises(UserError) as caught:
+        load_reward(written(tmp_path, body))(ROLLOUTS)
+    assert str(caught.value).startswith(f"{tmp_path}/mine.py:{says}")
+    assert type(caught.value.__cause__).__name__ == says.split(": ")[1]
+
+
+def test_a_fault_in_a_helper_of_the_user_is_told_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_broken_helper.py").write_text("x = 1\ndef broken(p, r) return 1")
+    with pytest.raises(UserError, match=r"my_broken_helper\.py:2: SyntaxError"):
+        load_reward(written(tmp_path, "from my_broken_helper import broken"))
+    (tmp_path / "my_raising_helper.py").write_text("def score(p, r):\n    return 1 / 0")
+    with pytest.raises(UserError, match=r"my_raising_helper\.py:2: ZeroDivisionError"):
+        load_reward(written(tmp_path, "from my_raising_helper import score"))(ROLLOUTS)
+
+
+def test_a_stop_and_errors_that_are_told_already_pass_through(tmp_path: Path):
+    for raised in ("Interrupted(15)", "UserError('mend this')"):
+        body = f"from heed.errors import Interrupted, UserError\ndef score(p, r):\n    raise {raised}"
+        with pytest.raises((Interrupted, UserError), match=r"^(stopped by signal 15|mend this)$"):
+            load_reward(written(tmp_path, body))(ROLLOUTS)
 
 
 def test_a_module_that_misses_an_import_of_its_own_is_not_taken_for_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "needs_another.py").write_text("import nowhere_to_be_found")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="nowhere_to_be_found"):
+    with pytest.raises(UserError, match=r"needs_another\.py:1: ModuleNotFoundError: No module named 'nowhere_to_be_found'"):
         load_reward("needs_another:score")

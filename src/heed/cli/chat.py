@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import tyro
 
+from heed.errors import UserError
 from heed.models.loading import load_policy
+from heed.pipeline.device import check_device
 from heed.pipeline.newest import trained_policy
 from heed.pipeline.sources import make_renderer, model_path
 from heed.records import Message, Prompt, Sampling
@@ -30,6 +32,7 @@ class Chat:
     device: str = "auto"
 
     def __call__(self) -> None:
+        check_device(self.device)
         sampling = Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
         policy = load_policy(model_path(trained_policy(self.model)), device=self.device)
         room = min(self.max_new_tokens, policy.context_length // 2)
@@ -57,6 +60,10 @@ class Chat:
 def _ask(interactive: bool) -> str | None:
     """The next line, or None at the end of input."""
     try:
-        return input("> " if interactive else "")
+        line = input("> " if interactive else "")
+        line.encode()  # where the locale is not UTF-8, Python lets other bytes in under cover
     except EOFError:
         return None
+    except UnicodeError:
+        raise UserError("a line of the input is not UTF-8", expected="text in UTF-8") from None
+    return line

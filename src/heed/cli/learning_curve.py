@@ -17,6 +17,8 @@ from heed.feedback.database import Database
 from heed.feedback.learning_curve import Forecast, Point, forecasts, keep, nested
 from heed.feedback.projects import Projects
 from heed.feedback.quality import quality
+from heed.pipeline.device import check_device
+from heed.pipeline.newest import trained_policy
 
 if TYPE_CHECKING:
     from heed.models.backbone import LoRAConfig
@@ -39,7 +41,7 @@ class MeasureCurve:
     project: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROJECT")]
     """The project's name."""
     model: str
-    """The model to start from: a folder, a Hugging Face id, or `testbed` for the built-in one."""
+    """The model to start from: its folder or that of the run that trained it, a Hugging Face id, or `testbed` for the built-in one."""
     lr: float | None = None
     """Peak learning rate; none takes the usual one, higher for LoRA adapters than for whole models."""
     batch_size: int = 32
@@ -57,6 +59,7 @@ class MeasureCurve:
     seed: int = 0
 
     def __call__(self) -> None:
+        check_device(self.device)
         if "://" not in self.database and not Path(self.database).is_file():
             raise UserError("there is no such file", file=self.database, expected="a feedback database")
         with closing(Database(self.database)) as database:
@@ -78,6 +81,7 @@ class MeasureCurve:
         from heed.pipeline.train import RewardModelStageConfig, pairs
 
         logging.disable_progress_bar()  # it would tear the rows apart
+        start = trained_policy(self.model)  # once: a run that goes on may train a newer one meanwhile
         config = RewardModelStageConfig(lr=self.lr, batch_size=self.batch_size, epochs=self.epochs, seed=self.seed)
         lora = None if self.lora_rank is None else LoRAConfig(rank=self.lora_rank, alpha=2 * self.lora_rank)
         judgements, weights = judged(self.database, self.project, weights=self.weights)
@@ -92,11 +96,17 @@ class MeasureCurve:
         print(f"measured on {len(test):,} pairs of {len(_items(held_out)):,} items that no model is trained on")
         for part in nested(_items(train), config.seed):
             chosen = [ranking for item in part for ranking in item]
-            accuracy = self._accuracy(chosen, test, config, lora, f"{len(part):,} items")
+            accuracy = self._accuracy(start, chosen, test, config, lora, f"{len(part):,} items")
             yield Point(items=len(part), answers=len(chosen), pairs=len(pairs(chosen)), ceiling=ceiling, **accuracy)
 
     def _accuracy(
-        self, rankings: list[Ranking], test: list[PreferencePair], config: RewardModelStageConfig, lora: LoRAConfig | None, label: str
+        self,
+        start: str,
+        rankings: list[Ranking],
+        test: list[PreferencePair],
+        config: RewardModelStageConfig,
+        lora: LoRAConfig | None,
+        label: str,
     ) -> dict[str, float]:
         """Of a reward model that is trained on these alone."""
         from heed.evaluation import evaluate_reward_model
@@ -106,7 +116,7 @@ class MeasureCurve:
         from heed.training.reward_model import train_reward_model
         from heed.training.run import Run
 
-        model = new_scalar_model(load_policy(model_path(self.model), device=self.device, lora=lora), "reward", config.seed)
+        model = new_scalar_model(load_policy(model_path(start), device=self.device, lora=lora), "reward", config.seed)
         renderer = make_renderer(model, self.max_length)
         with tempfile.TemporaryDirectory(prefix="heed-curve-") as folder, Run(Path(folder), label=label) as run:
             train_reward_model(model, renderer, rankings, config, run)

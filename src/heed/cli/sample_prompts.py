@@ -20,6 +20,7 @@ from heed.feedback.database import Database
 from heed.feedback.projects import Projects
 from heed.feedback.sampler import POLL_SECONDS, Checkpoint, Respond, Sampler
 from heed.feedback.waiting import WaitingPrompts
+from heed.pipeline.device import check_device
 from heed.pipeline.newest import newest_policy
 from heed.records import Prompt, Sampling
 
@@ -59,6 +60,7 @@ class SamplePrompts:
             self._run()
 
     def _run(self) -> None:
+        check_device(self.device)
         require(self.ahead > 0, "ahead", self.ahead, "1 or more")
         require(self.temperature > 0, "temperature", self.temperature, "above 0: responses to one prompt are to differ")
         sampling = Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature)

@@ -20,6 +20,7 @@ from heed.feedback.projects import Project, Projects
 from heed.feedback.quality import Estimate
 from heed.feedback.reward_agreement import Preferences, agreement
 from heed.feedback.reward_scores import RewardModel, add_reward_model, prioritise, score_responses, stored_scores
+from heed.pipeline.device import check_device
 from heed.pipeline.newest import newest_reward_model
 from heed.records import Prompt, Rollout
 
@@ -55,6 +56,7 @@ class ScoreProject:
     """`auto` takes a GPU where there is one."""
 
     def __call__(self) -> None:
+        check_device(self.device)
         if not self.reward_model:
             raise UserError("no reward model is named", fix="add --reward-model FOLDER")
         if "://" not in self.database and not Path(self.database).is_file():

@@ -10,7 +10,6 @@ from tyro.conf import OmitArgPrefixes
 from heed.models.backbone import LoRAConfig
 from heed.pipeline.collect import SampleConfig
 from heed.pipeline.measure import EvaluateConfig, ReportConfig
-from heed.pipeline.newest import trained_policy, trained_reward_model
 from heed.pipeline.recipe import Data, Recipe, Stage
 from heed.pipeline.runner import run
 from heed.pipeline.train import RewardModelStageConfig
@@ -43,10 +42,10 @@ class OneStage:
         lora = None if self.lora_rank is None else LoRAConfig(rank=self.lora_rank, alpha=2 * self.lora_rank)
         options = {"lora": lora, "dtype": self.dtype, "device": self.device, "max_length": self.max_length}
         seed = next(iter(stages.values())).seed
-        model = trained_policy(self.model)
-        made = Recipe(**{"name": name, "model": model, "output": self.output, "seed": seed, "stages": planned, **options, **recipe})
+        made = Recipe(**{"name": name, "model": self.model, "output": self.output, "seed": seed, "stages": planned, **options, **recipe})
         run(made)
-        print(f"everything is in {made.folder}: summary.json, report.html, stages/")
+        there = (name for name in ("summary.json", "report.html", "stages/") if (made.folder / name).exists())
+        print(f"everything is in {made.folder}: {', '.join(there)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +79,7 @@ class Measured(OneStage):
     eval_prompts: str | None = None
     """Held-out prompts to measure on; none measures nothing."""
     gold: str | None = None
-    """The true preference, where it is known: `testbed`, `module:function`, `file.py:function`, or a reward model."""
+    """The true preference, where it is known: `testbed`, `module:function`, `file.py:function`, or a reward model, as --reward-model."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def optimise(self, name: str, config: Any, *, reward: str | None = None, **data: str | None) -> None:
@@ -105,8 +104,7 @@ class AgainstReward(Measured):
         from heed.errors import require
 
         require((self.reward_model is None) != (self.reward is None), "reward", self.reward, "one of --reward-model and --reward")
-        reward = trained_reward_model(self.reward_model) if self.reward_model else self.reward
-        self.optimise(name, config, reward=reward, prompts=self.prompts)
+        self.optimise(name, config, reward=self.reward_model or self.reward, prompts=self.prompts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,15 +160,12 @@ class Eval(OneStage):
     against: str | None = None
     """The model to compare with, which is also where KL is measured from."""
     gold: str | None = None
-    """The true preference: `testbed`, `module:function`, `file.py:function`, or a reward model."""
+    """The true preference: `testbed`, `module:function`, `file.py:function`, or a reward model, as --reward-model."""
     reward_model: str | None = None
-    """A reward model, which measures too, and picks the best of n."""
+    """A reward model, by its folder or that of the run that trained it, or id, which measures too, and picks the best of n."""
     config: OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
 
     def __call__(self) -> None:
         stages = {"evaluate": self.config, "report": ReportConfig()}
-        reward = trained_reward_model(self.reward_model) if self.reward_model else None
-        models = {}
-        if self.against:
-            models = {"model": trained_policy(self.against), "compare": {"model": trained_policy(self.model)}}
-        self.run("eval", stages, gold=self.gold, reward=reward, data=Data(eval_prompts=self.prompts), **models)
+        models = {"model": self.against, "compare": {"model": self.model}} if self.against else {}
+        self.run("eval", stages, gold=self.gold, reward=self.reward_model, data=Data(eval_prompts=self.prompts), **models)

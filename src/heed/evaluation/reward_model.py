@@ -9,6 +9,7 @@ import torch
 
 from heed.core.statistics import Interval, calibration
 from heed.data.render import Renderer
+from heed.errors import UserError
 from heed.evaluation.intervals import as_dict, share_interval
 from heed.evaluation.policies import Gold
 from heed.models.batch import collate
@@ -100,13 +101,19 @@ def evaluate_reward_model(
 def score_pairs(
     model: ScalarModel, renderer: Renderer, pairs: Sequence[PreferencePair], max_tokens: int | None = None
 ) -> tuple[ScoredPair, ...]:
-    """Score both responses of each pair; a response that several pairs share is scored once."""
+    """Score both responses of each pair; a response that several pairs share is scored once.
+
+    Raises `UserError` where a score is not finite, as those of a model whose training diverged.
+    """
     responses = dict.fromkeys((pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected))
     sequences = renderer.encode_all(responses)
     scores = torch.zeros(len(sequences))
     for members in model.micro_batches(sequences, max_tokens):
         batch = collate([sequences[i] for i in members], model.pad_id, model.device)
         scores[members] = model.scores(batch).float().cpu()
+    if broken := int((~scores.isfinite()).sum()):
+        found = f"the reward model gave {broken:,} of {len(scores):,} held-out responses no finite score"
+        raise UserError(found, fix="train it again with a lower lr")
     score_of = dict(zip(responses, scores.tolist(), strict=True))
     return tuple(ScoredPair(p, score_of[p.prompt, p.chosen], score_of[p.prompt, p.rejected]) for p in pairs)
 

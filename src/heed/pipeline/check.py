@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from heed.pipeline.recipe import Recipe
 from heed.pipeline.sources import Record
 from heed.records import Demonstration, PreferencePair, Prompt, Ranking
 from heed.rewards.python import load_function, load_reward
+from heed.training.loop import TrainConfig
 
 SAMPLE_ROWS = 256
 """Rows of a data set that are rendered for the model."""
@@ -67,6 +69,8 @@ class Checked:
     """Of the recipe's model."""
     data: Mapping[tuple[str, str], Sequence[Record]]
     """The records of every data set from outside the run, by what it is read as and its name in the recipe."""
+    notes: Sequence[str]
+    """What is no fault, and should be known."""
 
 
 def check(recipe: Recipe, planned: Sequence[PlannedStage]) -> Checked:
@@ -77,12 +81,20 @@ def check(recipe: Recipe, planned: Sequence[PlannedStage]) -> Checked:
     """
     check_folder(recipe)
     shape = Shape(recipe.model)
+    check_trackers(recipe)
     data: dict[tuple[str, str], Sequence[Record]] = {}
     for each in planned:
         try:
             sources.make_renderer(shape, recipe.max_length, getattr(each.stage.config, "max_new_tokens", None))
         except UserError as error:
             raise each.stage.error(str(error)) from None
+        if each.stage.kind == "judge":
+            check_project(each)
+        if isinstance(each.stage.config, TrainConfig) and recipe.lora is None and recipe.dtype != "float32":
+            raise each.stage.error(
+                f"it trains the whole model, held in {recipe.dtype}, which is too coarse for an optimiser's steps",
+                fix="set dtype: float32 (precision: bf16 is for products), or lora",
+            )
         for name, source in each.inputs.items():
             kind = name.partition(".")[0]
             if not isinstance(source, Source) or (kind, source.spec) in data:
@@ -95,7 +107,25 @@ def check(recipe: Recipe, planned: Sequence[PlannedStage]) -> Checked:
                 case "demonstrations" | "prompts" | "preferences":
                     data[kind, source.spec] = records = sources.read(kind, source.spec).records
                     render(records[:SAMPLE_ROWS], shape, recipe)
-    return Checked(shape, data)
+    notes = {spec: sources.continued(records, shape.tokenizer) for (_, spec), records in data.items()}
+    return Checked(shape, data, [f"{spec}: {note}" for spec, note in notes.items() if note])
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raise `UserError` where an experiment tracker is not installed."""
+    for name in recipe.trackers:
+        found = find_spec(name)
+        # A folder without code counts as a package too, and wandb leaves one of its own name where it has run.
+        if found is None or found.origin is None:
+            raise UserError(f"tracker {name!r} is not installed", fix="pip install 'heed-rlhf[track]'")
+
+
+def check_project(judge: PlannedStage) -> None:
+    """Raise `UserError` where a stage takes all of a project's answers and there is no database that could hold them."""
+    config = judge.stage.config
+    from_outside = config.project is not None and "responses" not in judge.inputs
+    if from_outside and "://" not in config.database and not Path(config.database).is_file():
+        raise judge.stage.error(f"{config.database}: there is no such file", expected="a feedback database")
 
 
 def check_scoring(kind: str, spec: str) -> None:
@@ -134,7 +164,7 @@ def check_folder(recipe: Recipe) -> None:
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError("may not be written to", file=parent, expected="a folder to write to", fix="name another with --output")
     started = [*folder.glob("stages/*/stage.json"), *folder.glob("stages/*/checkpoint.safetensors")]
-    if (found := read_json(folder / "run.json")) is not None:
+    if (found := read_json(folder / "run.json", "identity", fix=other)) is not None:
         for key, value in recipe.identity.items() if started else ():
             if (old := found["identity"].get(key)) != value:
                 raise UserError(f"holds another run, with {key} {old!r}", file=folder, expected=repr(value), fix=other)

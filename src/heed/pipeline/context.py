@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import AutoTokenizer
+
 from heed.data.render import Renderer
+from heed.errors import UserError
 from heed.models.language_model import LanguageModel
 from heed.models.loading import load_policy, load_reward_model
 from heed.models.scalar_model import ScalarModel
@@ -63,6 +66,11 @@ class Context:
         training = {"lora": self.recipe.lora, "gradient_checkpointing": self.recipe.gradient_checkpointing} if train else {}
         return load_policy(sources.model_path(self.inputs[name]), **self.model_options, **training)
 
+    def tokenizer(self) -> Any:
+        """The policies' tokenizer, also before any of them is loaded."""
+        spec = next(spec for name, spec in self.inputs.items() if name.partition(".")[0] == "policy")
+        return AutoTokenizer.from_pretrained(sources.model_path(spec))
+
     def reward(self, policy: LanguageModel) -> tuple[Reward, ScalarModel | None]:
         """The reward of the policy's rollouts and, where it is a trained one, its model."""
         spec = self.inputs["reward"]
@@ -83,6 +91,8 @@ class Context:
     def read(self, kind: sources.Kind, name: str) -> list[Any]:
         loaded = sources.read(kind, self.inputs[name])
         self.say(f"{self.inputs[name]}: {loaded.summary()}")
+        if kind == "prompts" and (said := sources.continued(loaded.records, self.tokenizer())):
+            self.say(said)
         return loaded.records
 
     def preferences(self) -> list[PreferencePair | Ranking]:
@@ -120,8 +130,17 @@ def hashed(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def read_json(path: Path, *names: str, fix: str) -> dict[str, Any] | None:
+    """A mapping with these names, or None where there is no such file; `UserError`, with what to do, where it holds anything else."""
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # neither JSON nor, it may be, text
+        value = None
+    if not isinstance(value, dict) or not value.keys() >= set(names):
+        raise UserError("is damaged", file=path, expected=f"JSON with {', '.join(names)}", fix=fix)
+    return value
 
 
 def write_json(path: Path, value: object) -> None:

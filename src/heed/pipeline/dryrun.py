@@ -90,6 +90,8 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
     rounds = f"at most {recipe.rounds.max} rounds" if recipe.rounds.max > 1 else ""
     table.add_row("all", rounds, "", "", f"{memory:.1f} GB", duration(seconds))
     console.print(table)
+    for note in checked.notes:
+        console.print(note, markup=False, soft_wrap=True)
     console.print(f"{shape.num_parameters / 1e6:,.1f}M parameters; {estimator.machine}. Nothing is wrong; nothing was run.")
 
 
@@ -146,8 +148,8 @@ class Estimator:
                 count = config.num_prompts + config.num_eval_prompts
                 opening = Size(config.num_prompts, (config.min_tokens + config.max_tokens) / 2)
                 self.sizes |= {
-                    f"{each.name}/prompts.jsonl": opening,
-                    f"{each.name}/eval_prompts.jsonl": replace(opening, items=config.num_eval_prompts),
+                    ("prompts", f"{each.name}/prompts.jsonl"): opening,
+                    ("prompts", f"{each.name}/eval_prompts.jsonl"): replace(opening, items=config.num_eval_prompts),
                 }
                 return Size(count, 1, config.max_tokens), Work(sampled=2 * count * config.max_tokens, rows=256)
             case "sft":
@@ -217,6 +219,8 @@ class Estimator:
     def preferences(self, each: PlannedStage) -> Size:
         sizes = [self.size(each, name) for name in each.inputs if name.startswith("preferences")]
         items = sum(size.items for size in sizes)
+        if not items:  # annotators are yet to begin
+            return Size(0, 0)
         responses = sum(size.items * size.responses for size in sizes) / items
         tokens = sum(size.tokens for size in sizes) / (items * responses)
         prompt = sum(size.items * size.prompt_tokens for size in sizes) / items
@@ -229,6 +233,8 @@ class Estimator:
         prompt_tokens = [len(ids) for ids in renderer.encode_prompts([prompt for prompt, _ in items])]
         sequences = renderer.encode_all([(prompt, text) for prompt, texts in items for text in texts])
         response_tokens = [sum(s.response_mask) for s in sequences]
+        if not records:
+            return Size(0, 0)
         return Size(len(records), fmean(prompt_tokens), fmean(response_tokens or [0]), fmean(len(texts) or 1 for _, texts in items))
 
     def seconds(self, work: Work) -> float:

@@ -13,12 +13,16 @@ import yaml
 from heed.config import Document, as_mapping, load_config, parse_yaml, read_yaml
 from heed.errors import UserError, require
 from heed.models.backbone import LoRAConfig
+from heed.pipeline.device import check_device
+from heed.pipeline.newest import POLICY_STAGES, trained_policy, trained_reward_model
 from heed.pipeline.stages import STAGES
 from heed.training.run import Tracker
 
 DEMO = Path(__file__).with_name("demo.yaml")
 PASSWORD = re.compile(r"(?<=://)([^/:@\s]*:)[^/@\s]*(?=@)|(\bpassword=)[^&\s]*")
 """In a database's URL."""
+RUN_NUMBERS = ("seconds", "peak_rss_gb", "rounds")
+"""What `summary.json` holds of every run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,12 @@ class Stage:
     line: int | None = None
     """Where the recipe names it."""
 
+    def __post_init__(self) -> None:
+        try:
+            check_seed(getattr(self.config, "seed", 0))
+        except UserError as error:
+            raise self.error(str(error)) from None
+
     def error(self, found: str, expected: str | None = None, fix: str | None = None) -> UserError:
         return UserError(f"stage {self.kind}: {found}", file=self.file or None, line=self.line, expected=expected, fix=fix)
 
@@ -76,7 +86,10 @@ class Recipe:
     name: str
     """What the run is called."""
     model: str
-    """The model to start from: a Hugging Face id, a folder, or `testbed` for the built-in one."""
+    """The model to start from: a Hugging Face id, a folder or that of the run that trained it, or `testbed` for the built-in one.
+
+    Of a run's folder, here and below, the newest model is taken when the recipe is read, so that the recipe in a run names it.
+    """
     output: str = ""
     """The run's folder; `runs/NAME` where not given."""
     seed: int = 0
@@ -95,19 +108,25 @@ class Recipe:
     """Experiment trackers that metrics are sent to as well."""
     data: Data = field(default_factory=Data)
     gold: str | None = None
-    """The true preference, where it is known: `testbed`, `module:function` or `file.py:function`."""
+    """The true preference, where it is known: `testbed`, `module:function`, `file.py:function`, or a reward model (see `reward`)."""
     reward: str | None = None
-    """A reward in place of a `reward_model` stage: a reward model (folder or id), `module:function` or `file.py:function`."""
+    """A reward in place of a `reward_model` stage: a reward model (folder, run or id), `module:function` or `file.py:function`."""
     compare: dict[str, str] = field(default_factory=dict)
     """More policies that `evaluate` measures, by the name they get there."""
     rounds: Rounds = field(default_factory=Rounds)
     stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check_device(self.device)
         require(self.max_length > 1, "max_length", self.max_length, "2 tokens or more")
         require(bool(self.name) and "/" not in self.name, "name", self.name, "a short name that can be part of a path")
         own = sorted({"base", "best_of_n", *STAGES} & set(self.compare))
         require(not own, "compare", ", ".join(own), "names that no policy of the run itself has")
+        models = {"model": trained_policy(self.model), "compare": {name: trained_policy(spec) for name, spec in self.compare.items()}}
+        models |= {name: trained_reward_model(spec) for name in ("reward", "gold") if (spec := getattr(self, name))}
+        for name, value in models.items():
+            object.__setattr__(self, name, value)
 
     @property
     def folder(self) -> Path:
@@ -154,7 +173,11 @@ def build_recipe(document: Document) -> Recipe:
     if not isinstance(entries, list) or not entries:
         raise document.error(("stages",), f"stages is {entries!r}", expected=f"a list of stages, each one of {', '.join(STAGES)}")
     recipe = load_config(Recipe, values, document)
-    return replace(recipe, stages=tuple(_stage(entry, i, document, recipe.seed) for i, entry in enumerate(entries)))
+    recipe = replace(recipe, stages=tuple(_stage(entry, i, document, recipe.seed) for i, entry in enumerate(entries)))
+    for name in recipe.rounds.until:
+        if fault := _unreported(name, recipe):
+            raise document.error(("rounds", "until", name), f"rounds.until.{name}: {fault[0]}", expected=fault[1])
+    return recipe
 
 
 def _stage(entry: object, index: int, document: Document, seed: int) -> Stage:
@@ -165,9 +188,35 @@ def _stage(entry: object, index: int, document: Document, seed: int) -> Stage:
     kind, values = next(iter(entry.items()))
     if kind not in STAGES:
         raise document.error(("stages", index, kind), f"there is no stage {kind!r}", expected=f"one of {', '.join(STAGES)}")
+    if values is not None and not isinstance(values, Mapping):
+        raise document.error(("stages", index, kind), f"the settings of {kind} are {values!r}", expected="a mapping of keys to values")
     seeded = any(f.name == "seed" for f in fields(STAGES[kind].config))
     config = load_config(STAGES[kind].config, ({"seed": seed} if seeded else {}) | dict(values or {}), document.at("stages", index, kind))
     return Stage(kind=kind, config=config, file=document.file, line=document.lines.get(("stages", index)))
+
+
+def _unreported(name: str, recipe: Recipe) -> tuple[str, str] | None:
+    """What is wrong with a target that no summary of this recipe will hold, and what it could be; None where there may be one."""
+    kinds = [stage.kind for stage in recipe.stages]
+    part, *rest = name.split(".")
+    parts = [*RUN_NUMBERS, *dict.fromkeys(part for kind in kinds for part in STAGES[kind].numbers)]
+    if part not in parts:
+        return f"no stage of the recipe reports {part!r}", f"one of {', '.join(parts)}"
+    measures = {"gold": recipe.gold is not None, "reward": recipe.reward is not None or "reward_model" in kinds}
+    for key, measure in (("win_rate", "gold"), ("gold_reward", "gold"), ("proxy_reward", "reward")):
+        if key in (part, *rest) and not measures[measure]:
+            return f"the recipe has no {measure} to know {key} by", "another number"
+    policies = ["base", *recipe.compare, *(kind for kind in dict.fromkeys(kinds) if kind in POLICY_STAGES)]
+    if all(measures.values()):
+        policies.append("best_of_n")
+    if part == "policies" and rest and rest[0] not in policies:
+        return f"the recipe has no policy {rest[0]!r}", f"one of {', '.join(policies)}"
+    return None
+
+
+def check_seed(seed: int) -> None:
+    """Raise `UserError` for a seed that not every generator takes."""
+    require(0 <= seed < 2**32, "seed", seed, "a whole number from 0 to 4294967295")
 
 
 def parse_bound(name: str, bound: float | str) -> tuple[str, float]:

@@ -26,6 +26,8 @@ from heed.pipeline.stages import STAGES
 from heed.training.run import Run
 
 Say = Callable[[str], None]
+RECORD = ("hash", "outputs", "metrics", "summary", "seconds", "peak_rss_gb")
+"""What `stage.json` holds and a later run reads."""
 
 
 def run(recipe: Recipe, say: Say = print, *, display: bool = True) -> dict[str, Any]:
@@ -96,7 +98,9 @@ class Session:
     def left_over(self, started: Mapping[str, Any]) -> dict[str, Any] | None:
         """The record of a stage that ran before and need not run again; what cannot be used is cleared away."""
         folder = self.folder / "stages" / started["name"]
-        before, record = read_json(folder / "config.json"), read_json(folder / "stage.json")
+        fix = f"remove the folder {folder}, and the stage runs again"
+        before = read_json(folder / "config.json", "hash", fix=fix)
+        record = read_json(folder / "stage.json", *RECORD, fix=fix)
         if before is None or before["hash"] != started["hash"]:
             if before is not None:
                 self.say(f"  runs again: {', '.join(changes(before, started)) or 'heed itself'} changed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -46,16 +46,30 @@ def read(kind: Kind, spec: str) -> Loaded[Any]:
     Judgements of a store weigh what the file of weights beside it says of their annotators, and 1 where there is none.
     """
     if kind == "preferences" and names_store(spec):
+        if not Path(spec).is_file():  # opening would make one
+            raise UserError("there is no such file", file=spec, expected="a feedback store")
         weights = weights_beside(Path(spec))
         store = FeedbackStore(spec)
         rankings = store.rankings(json.loads(weights.read_text(encoding="utf-8")) if weights.exists() else None)
         store.close()
+        if not rankings:
+            raise UserError("it holds no judgement", file=spec, expected="at least one", fix="let annotators answer first: heed label")
         return Loaded(rankings, [], "judgements")
     if not spec.startswith(f"{BUILT_IN}:"):
         return READERS[kind](spec)
     from heed.testbed.datasets import load
 
     return Loaded(list(load(spec.removeprefix(f"{BUILT_IN}:"))), [], f"the built-in {kind}")
+
+
+def continued(records: Sequence[Record], tokenizer: Any) -> str:
+    """What should be said where prompts are plain texts and the model could take them as conversations; nothing of anything else."""
+    plain = sum(isinstance(record, Prompt) and not record.is_conversation for record in records)
+    if not plain or not tokenizer.chat_template:
+        return ""
+    many = "prompts are" if plain == len(records) else f"{plain:,} of {len(records):,} prompts are"
+    form = '[{"role": "user", "content": ...}]'
+    return f"{many} plain texts, which the model continues; to have it answer as a chat model, write them as {form}"
 
 
 def names_store(spec: str) -> bool:

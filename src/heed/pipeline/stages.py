@@ -18,17 +18,19 @@ class StageKind(NamedTuple):
 
     config: type[Any]
     run: Callable[[Context], Outcome]
+    numbers: tuple[str, ...] = ()
+    """The parts of `summary.json` that it writes and that hold numbers."""
 
 
 STAGES: dict[str, StageKind] = {
     "openings": StageKind(collect.OpeningsConfig, collect.openings),
     "sft": StageKind(SFTConfig, train.sft),
     "sample": StageKind(collect.SampleConfig, collect.sample),
-    "judge": StageKind(collect.JudgeConfig, collect.collect_judgements),
-    "reward_model": StageKind(train.RewardModelStageConfig, train.reward_model),
+    "judge": StageKind(collect.JudgeConfig, collect.collect_judgements, ("feedback",)),
+    "reward_model": StageKind(train.RewardModelStageConfig, train.reward_model, ("reward_model",)),
     "ppo": StageKind(PPOConfig, train.ppo),
     "reinforce": StageKind(ReinforceConfig, train.reinforce),
     "dpo": StageKind(DPOConfig, train.dpo),
-    "evaluate": StageKind(measure.EvaluateConfig, measure.evaluate),
+    "evaluate": StageKind(measure.EvaluateConfig, measure.evaluate, ("policies", "win_rate")),
     "report": StageKind(measure.ReportConfig, measure.report),
 }

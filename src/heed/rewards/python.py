@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from heed.errors import UserError
+from heed.errors import Interrupted, UserError
 from heed.records import Rollout
 from heed.rewards.protocol import Reward, checked_scores
 
@@ -23,7 +26,7 @@ def load_reward(spec: str) -> Reward:
 
     The function takes `(prompt, response)` as two texts and returns a number, or takes one argument, the list of rollouts,
     and returns a number for each. Raises UserError where it is not found or takes neither, and, when scoring, where it
-    returns anything else. What the function itself raises passes through.
+    raises or returns anything else.
     """
     function = load_function(spec)
     takes_rollouts = _num_arguments(function, spec) == 1
@@ -43,23 +46,57 @@ def load_reward(spec: str) -> Reward:
 
 
 def load_function(spec: str) -> Callable[..., Any]:
-    """The function that `module:function` or `file.py:function` names; raises UserError where there is none."""
+    """The function that `module:function` or `file.py:function` names; raises UserError where there is none.
+
+    What the function raises, and what its file raises when it is loaded, becomes a UserError with the line that raised it.
+    """
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise UserError(f"{spec!r} names no function", expected="module:function or file.py:function")
-    function = getattr(_load_file(Path(place)) if place.endswith(".py") else _load_module(place), name, None)
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"no function {name!r} in {place}", expected="file.py:function or module:function")
-    return function
+
+    @wraps(function)
+    def told(*arguments: object) -> object:
+        with _users_faults(getattr(module, "__file__", None)):
+            result = function(*arguments)
+            return list(result) if isinstance(result, Iterator) else result  # a generator raises only when it is read
+
+    return told
+
+
+@contextmanager
+def _users_faults(file: str | None = None) -> Iterator[None]:
+    """Turn what the user's code in `file` raises into a UserError with its place."""
+    try:
+        yield
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:
+        raise _fault(error, file) from error
+
+
+def _fault(error: Exception, file: str | None) -> UserError:
+    """The innermost line of `file` or, where none is part of it, of the file that was entered first."""
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
+        return UserError(f"{type(error).__name__}: {error.msg}", file=error.filename, line=error.lineno)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in (__file__, importlib.__file__)]
+    if not any(frame.filename == file for frame in frames):
+        file = next((frame.filename for frame in frames if not frame.filename.startswith("<")), file)
+    line = next((frame.lineno for frame in reversed(frames) if frame.filename == file), None)
+    return UserError(f"{type(error).__name__}: {error}".removesuffix(": "), file=file, line=line)
 
 
 def _load_module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there; it is one of its own imports that is missing
-        raise UserError(f"no module {name!r}", fix="for a file, write path/to/file.py:function") from error
+    with _users_faults():
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there; it is one of its own imports that is missing
+            raise UserError(f"no module {name!r}", fix="for a file, write path/to/file.py:function") from error
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -67,12 +104,9 @@ def _load_file(path: Path) -> ModuleType:
         raise UserError(f"no file {path}", expected="module:function or file.py:function")
     module = ModuleType(str(path.resolve()))
     module.__file__ = str(path)
-    try:
-        code = compile(path.read_bytes(), path, "exec", dont_inherit=True)
-    except SyntaxError as error:
-        raise UserError(error.msg, file=path, line=error.lineno) from error
     sys.modules[module.__name__] = module  # dataclasses look their module up
-    exec(code, module.__dict__)
+    with _users_faults(str(path)):
+        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), module.__dict__)
     return module
 
 
