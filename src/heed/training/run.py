@@ -28,9 +28,9 @@ PLAIN_PROGRESS_SECONDS = 10.0
 class Run:
     """A folder with `metrics.jsonl` and `checkpoint.safetensors`, open while a training goes on.
 
-    As a context manager it turns SIGINT and SIGTERM into a request to stop after the update at hand:
-    `checkpoint_if_due` then saves and raises `Interrupted`. A second signal ends the process at once; nothing on disk
-    is ever half written.
+    As a context manager it turns SIGINT and SIGTERM into a request to stop after the update at hand, or the iteration of
+    a policy gradient: `checkpoint_if_due` then saves and raises `Interrupted`. A second signal ends the process at once;
+    nothing on disk is ever half written.
     """
 
     def __init__(self, folder: Path, *, label: str = "", display: bool = True, trackers: Sequence[Tracker] = ()) -> None:
