@@ -28,6 +28,7 @@ from transformers.utils import logging
 
 from heed.data.render import Renderer
 from heed.evaluation.reward_model import score_pairs
+from heed.feedback import training_data
 from heed.feedback.accounts import Accounts
 from heed.feedback.database import Database
 from heed.feedback.projects import Projects, ProjectSettings
@@ -176,7 +177,7 @@ def curves(world: World, folder: Path, num_models: int) -> dict[str, list[float]
             else:
                 team.label(labels)
             alone = way == "random" or labels == ROUNDS[-1]  # no next items to choose by an ensemble
-            rankings = FeedbackStore(team.database).rankings()
+            rankings = training_data.rankings(FeedbackStore(team.database))
             if number == 0 and first:
                 models = first
             else:

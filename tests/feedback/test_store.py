@@ -5,14 +5,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.exc import IntegrityError
@@ -21,10 +17,8 @@ from sqlalchemy.schema import CreateTable
 from heed.errors import UserError
 from heed.feedback import FeedbackStore
 from heed.feedback.database import Database
-from heed.feedback.export import Export
 from heed.feedback.schema import Base
-from heed.records import Judgement, Message, Prompt, Ranking, Response
-from tests.feedback.team import Team
+from heed.records import Judgement, Message, Prompt, Response
 
 PROMPT = Prompt("Why is the sky blue?", {"kind": "question"})
 TEXTS = ("Rayleigh scattering.", "It is not", "Because.", "Ask at night.")
@@ -179,99 +173,6 @@ def test_the_database_itself_refuses_dangling_references(store: FeedbackStore):
 def test_the_tables_can_be_made_in_other_databases(dialect):
     for table in Base.metadata.sorted_tables:
         assert table.name in str(CreateTable(table).compile(dialect=dialect))
-
-
-# Training data
-
-
-@settings(max_examples=30, deadline=None)
-@given(ranks=st.lists(st.integers(1, 4), min_size=2, max_size=4).map(tuple).filter(lambda ranks: 1 in ranks))
-def test_pairs_say_what_the_ranks_say(ranks: tuple[int, ...]):
-    store = FeedbackStore("sqlite://")  # in memory
-    store.add_responses(PROMPT, [Response(t) for t in TEXTS])
-    store.add_judgement(judged(ranks))
-    rank: dict[str, int] = dict(zip(TEXTS, ranks, strict=False))
-    pairs = store.pairs()
-    assert {frozenset((p.chosen, p.rejected)) for p in pairs} == {frozenset(c) for c in combinations(rank, 2)}
-    assert len(pairs) == len(ranks) * (len(ranks) - 1) / 2
-    for pair in pairs:
-        assert rank[pair.chosen] < rank[pair.rejected] if pair.label == 1 else rank[pair.chosen] == rank[pair.rejected]
-        assert pair.label in (1, 0.5)
-
-
-def test_annotators_weigh_as_told(store: FeedbackStore):
-    store.add_judgements([judged((1, 2), annotator="ada"), judged((2, 1), annotator="bob")])
-    assert [r.weight for r in store.rankings()] == [1, 1]
-    assert [r.weight for r in store.rankings({"bob": 0.25, "ada": 2.0})] == [2.0, 0.25]
-    assert [p.weight for p in store.pairs({"bob": 0.25, "ada": 2.0})] == [2.0, 0.25]
-    with pytest.raises(UserError, match="'bob' has no weight"):
-        store.rankings({"ada": 1.0})
-
-
-def said(rankings: Sequence[Ranking]) -> list[tuple[object, ...]]:
-    return [(r.prompt.text, r.prompt.tags, r.responses, r.ranks, r.weight) for r in rankings]
-
-
-def exported(database: Database, project: str, weights: Mapping[str, float] | None = None) -> list[tuple[object, ...]]:
-    rows = Export(database, project, "rankings", weights=weights).rows()
-    return [(row["prompt"], row.get("tags", {}), tuple(row["responses"]), tuple(row["ranks"]), row["weight"]) for row in rows]
-
-
-def test_of_a_project_what_its_export_holds_is_training_data(database: Database):
-    team, store = Team(database), FeedbackStore(database)
-    project = team.project(items=30, gold=6, overlap=2, gold_rate=0.3, again_rate=0.3)
-    tasks = [team.work(project.id, team.annotator(name), 26) for name in ("ann", "ben")]
-    decided = next(task.item_id for task in tasks[0] if team.item(task.item_id).gold is None)
-    team.tasks.decide(decided, team.annotator("lea"), [3, 2, 1])
-    found = store.rankings()
-    assert said(found) == exported(database, "project")
-    assert 0 < len(found) < len(store.judgements()) == 52
-    assert [r.ranks for r in found].count((3, 2, 1)) == 1
-    weights = {"ann": 0.5, "ben": 2.0}
-    assert said(store.rankings(weights)) == exported(database, "project", weights)
-    with pytest.raises(UserError, match="also ben"):
-        store.rankings({"ann": 1.0})
-    assert len(store.pairs()) == 3 * len(found)
-
-
-def test_a_project_of_gold_alone_is_no_training_data(database: Database):
-    team = Team(database)
-    team.work(team.project(items=2, gold=2).id, team.annotator("ann"), 2)
-    store = FeedbackStore(database)
-    assert (len(store.judgements()), store.rankings()) == (2, [])
-
-
-def test_conversations_of_a_project_come_back_as_they_are(database: Database):
-    team, prompt = Team(database), Prompt((Message("system", "Be brief."), Message("user", "Hi")), {"kind": "hello"})
-    project = team.project(items=0)
-    team.projects.add_items(project.id, [(prompt, [Response("a"), Response("b")])], None)
-    team.work(project.id, team.annotator("ann"), 1)
-    (ranking,) = FeedbackStore(database).rankings()
-    assert (ranking, ranking.prompt.tags) == (Ranking(prompt, ("a", "b"), (1, 2)), prompt.tags)
-
-
-def test_judgements_outside_of_projects_are_training_data_as_they_are(database: Database):
-    team, store = Team(database), FeedbackStore(database)
-    store.add_responses(PROMPT, [Response(t) for t in TEXTS])
-    alone = [judged((1, 2, 3)), judged((3, 2, 1)), judged((1, 1, 2))]
-    store.add_judgements(alone)
-    project, ann = team.project(items=2), team.annotator("ann")
-    assert store.rankings() == [j.ranking() for j in alone]
-    team.work(project.id, ann, 2)
-    assert said(store.rankings()[3:]) == exported(database, "project")
-    for _ in range(2):
-        team.tasks.undo(project.id, ann)
-    assert store.rankings() == [j.ranking() for j in alone]
-
-
-def test_of_several_projects_with_rankings_none_is_taken_for_the_others(database: Database):
-    team, store = Team(database), FeedbackStore(database)
-    first, second, ann = team.project("first"), team.project("second"), team.annotator("ann")
-    team.work(first.id, ann, 2)
-    assert said(store.rankings()) == exported(database, "first")
-    team.work(second.id, ann, 1)
-    with pytest.raises(UserError, match=r"rankings of 2 projects: 'first', 'second'; .*heed feedback export .*--project NAME"):
-        store.rankings()
 
 
 def test_ten_thousand_judgements_go_in_at_once(tmp_path: Path):

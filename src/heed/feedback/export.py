@@ -24,7 +24,7 @@ from heed.feedback.database import Database
 from heed.feedback.projects import SCALE, STRENGTHS, Projects
 from heed.feedback.quality import reliabilities
 from heed.feedback.schema import AccountRow, AnswerRow, DecisionRow, ItemRow, utc_now
-from heed.records import Judgement, Message, Prompt, Ranking
+from heed.records import Judgement, Message, Prompt
 
 Kind = Literal["pairs", "rankings", "kto", "demonstrations"]
 KINDS: Mapping[Kind, str] = {
@@ -269,23 +269,6 @@ class Export:
         yield from ({"response": text, "annotators": names} for text, names in written.items())
 
 
-def project_rankings(database: Database, weights: Mapping[str, float] | None = None) -> list[Ranking]:
-    """The rankings that a database's project would export, as training data; none where no project has any.
-
-    Raises UserError where several projects have some: each asks a question of its own, and one model cannot learn to answer all.
-    """
-    exports = [Export(database, project.id, "rankings", weights=weights) for project in Projects(database).all()]
-    found = {export.found.name: rankings for export in exports if (rankings := list(map(_ranking, export.rows())))}
-    if len(found) > 1:
-        raise UserError(
-            f"rankings of {len(found)} projects: {', '.join(map(repr, found))}",
-            file=database.engine.url.database,
-            expected="one project, for each asks a question of its own",
-            fix="heed feedback export DATABASE --project NAME --kind rankings --output FILE.jsonl, and train on that file",
-        )
-    return [ranking for rankings in found.values() for ranking in rankings]
-
-
 def label_weights(standing: Standing) -> dict[str, float]:
     """Of everyone who answered, what their labels weigh: their reliability (`quality.reliabilities`), from 0 to 1.
 
@@ -338,11 +321,11 @@ def _prompt(prompt: Prompt) -> Row:
     return {"prompt": text, "tags": dict(prompt.tags)} if prompt.tags else {"prompt": text}
 
 
-def _ranking(row: Row) -> Ranking:
-    """What a row of rankings was made of."""
+def prompt_of(row: Row) -> Prompt:
+    """The prompt of a row of any kind."""
     content = row["prompt"]
     text = content if isinstance(content, str) else tuple(Message(m["role"], m["content"]) for m in content)
-    return Ranking(Prompt(text, row.get("tags", {})), tuple(row["responses"]), tuple(row["ranks"]), row["weight"])
+    return Prompt(text, row.get("tags", {}))
 
 
 def _decided(judged: _Judged) -> Row:

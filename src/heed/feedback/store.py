@@ -10,13 +10,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, insert, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from heed.errors import UserError
 from heed.feedback.database import Database, take_turns
 from heed.feedback.schema import AnswerRow, JudgementRow, PromptRow, RankRow, ResponseRow, SourceRow
-from heed.records import Judgement, Message, PreferencePair, Prompt, Ranking, Response
+from heed.records import Judgement, Message, Prompt, Response
 
 MAX_TEXT = 1_000_000
 """Characters of a prompt or a response."""
@@ -84,34 +84,16 @@ class FeedbackStore:
         with self.database.read() as session:
             return [Response(*row) for row in session.execute(query)]
 
-    def judgements(self) -> list[Judgement]:
-        """All judgements that were not withdrawn, in the order they were added."""
-        return self._judgements()
-
-    def rankings(self, weights: Mapping[str, float] | None = None) -> list[Ranking]:
-        """What the store holds as training data, each ranking with its annotator's weight (1 without `weights`).
-
-        Of a labelling project that is what its export of rankings holds (`export.project_rankings`): no answers to gold items,
-        no repetitions, and what a lead decided in place of what annotators said. Judgements outside of projects come first, as they are.
-        Raises UserError where an annotator has no weight, or where several projects have rankings.
-        """
-        from heed.feedback.export import project_rankings  # here, for it builds on this module
-
-        outside = JudgementRow.id.in_(select(JudgementRow.id).except_(select(AnswerRow.judgement_id)))
-        alone = [j.ranking(_weight(j.annotator, weights)) for j in self._judgements(outside)]
-        return [*alone, *project_rankings(self.database, weights)]
-
-    def pairs(self, weights: Mapping[str, float] | None = None) -> list[PreferencePair]:
-        """All C(K, 2) pairs of all rankings, better response first; a tie is a pair with label 0.5."""
-        return [pair for ranking in self.rankings(weights) for pair in ranking.pairs()]
-
-    def _judgements(self, *wanted: ColumnElement[bool]) -> list[Judgement]:
+    def judgements(self, *, in_projects: bool = True) -> list[Judgement]:
+        """All judgements that were not withdrawn, in the order they were added; or those alone that no labelling project has."""
+        alone = select(JudgementRow.id).except_(select(AnswerRow.judgement_id))
+        outside = [] if in_projects else [JudgementRow.id.in_(alone)]
         query = (
             select(JudgementRow.id, JudgementRow.prompt_id, JudgementRow.annotator, JudgementRow.seconds, JudgementRow.note)
             .add_columns(ResponseRow.text, RankRow.rank, RankRow.shown)
             .join(RankRow, RankRow.judgement_id == JudgementRow.id)
             .join(ResponseRow, ResponseRow.id == RankRow.response_id)
-            .where(JudgementRow.withdrawn_at.is_(None), *wanted)
+            .where(JudgementRow.withdrawn_at.is_(None), *outside)
             .order_by(JudgementRow.id, RankRow.position)
         )
         with self.database.read() as session:
@@ -263,11 +245,3 @@ def _judgement(rows: Sequence[Any], prompts: Mapping[str, Prompt]) -> Judgement:
         seconds=first.seconds,
         note=first.note,
     )
-
-
-def _weight(annotator: str, weights: Mapping[str, float] | None) -> float:
-    if weights is None:
-        return 1.0
-    if annotator not in weights:
-        raise UserError(f"annotator {annotator!r} has no weight", expected=f"a weight for each annotator, found {sorted(weights)}")
-    return weights[annotator]

@@ -181,6 +181,8 @@ class Estimator:
             case "evaluate":
                 draws = [max(config.responses_per_prompt, config.best_of_n if "reward" in each.inputs else 1)]
                 draws += [config.responses_per_prompt] * (sum(name.startswith("policy.") for name in each.inputs) - 1)
+                if {"reward", "gold"} <= each.inputs.keys() and config.best_of_n > 1:
+                    draws.append(config.responses_per_prompt)  # those that the best of n is compared with
                 size = self.sampled(each, config, sum(draws))
                 return size, Work(read=3 * size.tokens, sampled=generated(size), rows=256, models=3)
             case _:

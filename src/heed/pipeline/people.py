@@ -10,10 +10,10 @@ from typing import NamedTuple
 from sqlalchemy import func, select
 
 from heed.feedback.database import Database
-from heed.feedback.export import Export, Row, label_weights
+from heed.feedback.export import Export, Row, label_weights, prompt_of
 from heed.feedback.projects import NotFound, Projects, ProjectSettings
 from heed.feedback.schema import ItemResponseRow, ItemRow, LeaseRow, ResponseRow
-from heed.records import Judgement, Message, Prompt, Response
+from heed.records import Judgement, Prompt, Response
 from heed.training.run import Run
 
 POLL_SECONDS = 2.0
@@ -93,6 +93,4 @@ def judged(location: str, project: str, asked: Asked | None = None, *, weights: 
 
 
 def _judgement(row: Row) -> Judgement:
-    content = row["prompt"]
-    text = content if isinstance(content, str) else tuple(Message(m["role"], m["content"]) for m in content)
-    return Judgement(Prompt(text, row.get("tags", {})), tuple(row["responses"]), tuple(row["ranks"]), row["annotator"] or NOBODY)
+    return Judgement(prompt_of(row), tuple(row["responses"]), tuple(row["ranks"]), row["annotator"] or NOBODY)

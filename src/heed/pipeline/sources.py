@@ -12,7 +12,7 @@ from heed.data.readers import Loaded, read_demonstrations, read_preferences, rea
 from heed.data.render import Renderer
 from heed.errors import UserError
 from heed.evaluation.policies import Gold
-from heed.feedback import FeedbackStore
+from heed.feedback import FeedbackStore, training_data
 from heed.models.language_model import LanguageModel
 from heed.models.loading import load_reward_model
 from heed.models.scalar_model import ScalarModel
@@ -50,7 +50,7 @@ def read(kind: Kind, spec: str) -> Loaded[Any]:
             raise UserError("there is no such file", file=spec, expected="a feedback store")
         weights = weights_beside(Path(spec))
         store = FeedbackStore(spec)
-        rankings = store.rankings(json.loads(weights.read_text(encoding="utf-8")) if weights.exists() else None)
+        rankings = training_data.rankings(store, json.loads(weights.read_text(encoding="utf-8")) if weights.exists() else None)
         store.close()
         if not rankings:
             raise UserError("it holds no judgement", file=spec, expected="at least one", fix="let annotators answer first: heed label")
