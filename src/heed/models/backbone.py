@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from heed.errors import require
 from heed.models.attention import attending, fastest_attention, is_replaceable
 from heed.models.batch import TokenBatch
+from heed.models.fused import Replacement, replaced, replacements
 from heed.models.readout import Readout, reading_out
 from heed.models.sharing import SharedPrompts, share_prompts
 
@@ -136,11 +137,16 @@ class Backbone:
     def _decoder_layers(self) -> list[GradientCheckpointingLayer]:
         return [m for m in self.body.modules() if isinstance(m, GradientCheckpointingLayer)]
 
+    @cached_property
+    def _replacements(self) -> list[Replacement]:
+        return replacements(self.body)
+
     def _readout(self, read: Tensor | None, visible: Tensor | None = None) -> Readout | None:
         return None if read is None or not self.reads_out else Readout.of(read, visible)
 
     def _run(self, ids: Tensor, readout: Readout | None = None, **arguments: Tensor) -> Tensor:
-        with nullcontext() if readout is None else reading_out(self._decoder_layers[-1], self.body.config, readout):
+        reading = nullcontext() if readout is None else reading_out(self._decoder_layers[-1], self.body.config, readout)
+        with reading, replaced(self._replacements):
             return self.body(input_ids=ids, use_cache=False, **arguments).last_hidden_state
 
     def _run_shared(self, shared: SharedPrompts, readout: Readout | None = None) -> Tensor:
@@ -228,22 +234,23 @@ class Backbone:
         )
 
     def _recomputation(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), self._as_now(self._active, self.body.training, self.body.config._attn_implementation)
+        standing = [each for each in self._replacements if each.stands]
+        return nullcontext(), self._as_now(self._active, self.body.training, self.body.config._attn_implementation, standing)
 
     @contextmanager
     def _trial(self) -> Iterator[None]:
         """Runs that are compared: as the body is now, without gradients, dropout, or roundings of whoever asks first."""
         device = next(self.body.parameters()).device.type
-        as_now = self._as_now(self._active, False, self.body.config._attn_implementation)
+        as_now = self._as_now(self._active, False, self.body.config._attn_implementation, [])
         with as_now, torch.no_grad(), torch.autocast(device, enabled=False):
             yield
 
     @contextmanager
-    def _as_now(self, adapter: str | None, training: bool, attention: str) -> Iterator[None]:
+    def _as_now(self, adapter: str | None, training: bool, attention: str, standing: list[Replacement]) -> Iterator[None]:
         adapter_before, training_before = self._active, self.body.training
         self.activate(adapter, training=training)
         try:
-            with attending(self.body.config, attention):
+            with attending(self.body.config, attention), replaced(standing):
                 yield
         finally:
             self.activate(adapter_before, training=training_before)
