@@ -35,6 +35,13 @@ def test_unknown_folder(load: Callable[..., object], path: str | Path) -> None:
     assert str(path) in one_line(error)
 
 
+def test_a_misspelt_name_in_a_folder_that_is_here_is_not_looked_for_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        load_policy("runs/pppo")
+
+
 @pytest.mark.parametrize("load", [load_policy, load_reward_model])
 def test_hub_id_that_is_not_cached_while_offline(load: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

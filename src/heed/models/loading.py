@@ -139,10 +139,15 @@ def _from_pretrained(auto: Any, path: str | Path, dtype: str, **changes: Any) ->
     return model, sorted(report["missing_keys"])
 
 
+def is_meant_as_folder(path: str | Path) -> bool:
+    """Whether a path that is not there can be no Hugging Face id, `OWNER/NAME` or `NAME`, or its first part is a folder here."""
+    return isinstance(path, Path) or path.startswith((".", "/", "~")) or path.count("/") > 1 or ("/" in path and Path(path).parent.is_dir())
+
+
 def _check_folder(path: str | Path) -> None:
     folder = Path(path)
     if not folder.is_dir():
-        if isinstance(path, Path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        if is_meant_as_folder(path):
             raise UserError("no such folder", file=path, expected="a model folder or a Hugging Face id")
         return
     if not (folder / "config.json").exists():

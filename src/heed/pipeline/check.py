@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from heed.errors import UserError
+from heed.models.loading import is_meant_as_folder
 from heed.pipeline import sources
 from heed.pipeline.context import read_json
 from heed.pipeline.plan import PlannedStage, Source
@@ -32,7 +33,7 @@ class Shape:
 
     def __init__(self, spec: str) -> None:
         path = sources.model_path(spec)
-        if not Path(path).expanduser().is_dir() and (path[0] in "./~" or path.count("/") > 1):
+        if not Path(path).expanduser().is_dir() and is_meant_as_folder(path):
             raise UserError("no such folder", file=path, expected="a model folder or a Hugging Face id")
         try:
             self.config = AutoConfig.from_pretrained(path)

@@ -57,6 +57,7 @@ from heed.web.api_models import (
 )
 from heed.web.api_reads import counts, learning_curves, read_answers, read_items
 from heed.web.dashboard import look
+from heed.web.limits import visitor
 from heed.web.site import AnySite, Forbidden
 
 MAX_BODY = 16 * 2**20
@@ -120,7 +121,7 @@ def caller(request: Request, site: AnySite, given: Annotated[HTTPAuthorizationCr
     account = None if given is None else site.accounts.of_token(given.credentials)
     if account is not None:
         return account
-    wait = 0.0 if given is None else site.wrong_keys.begin(request.client.host if request.client else "")
+    wait = 0.0 if given is None else site.wrong_keys.begin(visitor(request))
     if wait:
         raise HTTPException(429, "too many wrong keys; wait a while", headers={"Retry-After": str(math.ceil(wait))})
     found = "there is no key" if given is None else "the key is wrong or was revoked"

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections import deque
 from threading import Lock
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_KEYS = 10_000
 """Names and addresses that are remembered before the old ones are looked through."""
+
+
+def visitor(request: Request) -> str:
+    """Where a request comes from; of IPv6 the network, as one machine has all its addresses."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host  # a socket in the file system, or a test
+    if address.version == 6 and address.ipv4_mapped is not None:  # as a socket for both calls a visitor by IPv4
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else host
 
 
 class BodyLimit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import math
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from starlette.datastructures import FormData, Headers
 
 from heed.errors import UserError
 from heed.feedback.accounts import INVITATION_DAYS, LOG_PAGE, ROLES, SESSION_DAYS, SHORTEST_PASSWORD, Account, LogEntry, invitable, name_key
+from heed.web.limits import visitor
 from heed.web.site import COOKIE, AnySite, Forbidden, Form, Id, Lead, Owner, Site, Visitor, go, number_field, render, signed_in, text_field
 
 router = APIRouter()
@@ -45,7 +45,7 @@ def sign_in_page(request: Request) -> Response:
 @router.post("/sign-in")
 def sign_in(request: Request, site: AnySite, form: StrangersForm) -> Response:
     name, password = text_field(form, "name"), text_field(form, "password")
-    key, address = name_key(name[:100]), _address(request)
+    key, address = name_key(name[:100]), visitor(request)
     if wait := site.by_address.begin(address) or site.by_name.begin(key):
         return _later(render(request, "sign_in.html.j2", status=429, name=name[:100], problem=TOO_OFTEN), wait)
     token = site.accounts.sign_in(name, password)
@@ -244,18 +244,6 @@ def _confirm(form: FormData, account: Account) -> None:
         raise UserError(
             "the name that was typed is another", expected=account.name, fix="go back and type it to confirm; nothing was deleted"
         )
-
-
-def _address(request: Request) -> str:
-    """Where a request comes from; of IPv6 the network, as one machine has all its addresses."""
-    host = request.client.host if request.client else ""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host  # a socket in the file system, or a test
-    if address.version == 6 and address.ipv4_mapped is not None:  # as a socket for both calls a visitor by IPv4
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else host
 
 
 def _sentence(error: UserError) -> str:
