@@ -36,15 +36,18 @@ benchmarks/.venv-%/.installed: pyproject.toml
 	$(@D)/bin/python -m pip install --quiet 'torch>=2.9,<2.14' 'trl==$(TRL).*' matplotlib --editable .
 	@touch $@
 
-# About two hours on two quiet cores, then the learning results.
+TABLE := benchmarks/.venv-peers/bin/python benchmarks/table.py
+
+# An hour and a half on two quiet cores, most of an hour of it for the speed.
 bench: bench-speed bench-quality bench-label
+	$(TABLE)
 
 bench-speed: $(VENV)/.installed peers
 	for name in rollout reward_model dpo groups ppo; do $(BIN)/python benchmarks/bench_$$name.py --repetitions 2 --steps 2 || exit 1; done
 	for name in rollout reward_model dpo groups; do $(BIN)/python benchmarks/bench_$$name.py --shape 30m --repetitions 1 --steps 1 || exit 1; done
 	for name in reward_model dpo; do $(BIN)/python benchmarks/bench_$$name.py --shape gpt2 --repetitions 1 --steps 1 || exit 1; done
 	$(BIN)/python benchmarks/bench_sweeps.py
-	benchmarks/.venv-peers/bin/python benchmarks/table.py
+	$(TABLE)
 
 bench-quality: $(VENV)/.installed
 	$(BIN)/python benchmarks/quality_testbed.py --algorithms reinforce dpo

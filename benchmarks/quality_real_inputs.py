@@ -1,9 +1,10 @@
 """The two runs on real input: a reward model on human preference pairs, and RLHF on a pretrained story model.
 
-    python benchmarks/quality_real_inputs.py [--folder runs/real]
+    python benchmarks/quality_real_inputs.py [--folder FOLDER]
 
 Needs `../shared/models/stories260k` and `../shared/data/hh-harmless-dev.jsonl.gz` beside the project. Writes
-`benchmarks/results/hh_reward_model.json` and `benchmarks/results/stories.json`. Runs are resumed, as every heed run is.
+`benchmarks/results/hh_reward_model.json` and `benchmarks/results/stories.json`. Runs are in `runs/real-COMMIT` and are
+resumed, as every heed run is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from results import ROOT, write_results
+from results import ROOT, runs_folder, write_results
 
 MODEL, PAIRS = "../shared/models/stories260k", "../shared/data/hh-harmless-dev.jsonl.gz"
 REWARD_MODELS = {"default": [], "lr 1e-3": ["--lr", "1e-3"]}
@@ -44,7 +45,7 @@ def samples(folder: Path, count: int) -> list[dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("runs/real"))
+    parser.add_argument("--folder", type=Path, default=runs_folder("real"))
     folder = parser.parse_args().folder
     models = {}
     for number, (name, options) in enumerate(REWARD_MODELS.items()):

@@ -1,10 +1,11 @@
 """What the loop learns on the testbed, over several seeds: PPO, and beside it REINFORCE and DPO from the same start.
 
-    python benchmarks/quality_testbed.py [--seeds 4] [--jobs 2] [--algorithms reinforce dpo] [--folder runs/quality]
+    python benchmarks/quality_testbed.py [--seeds 4] [--jobs 2] [--algorithms reinforce dpo] [--folder FOLDER]
 
 Writes `benchmarks/results/quality_testbed.json` with commit, machine, seeds and command, and the table in
 `docs/guide/testbed.md` comes from it. REINFORCE and DPO go on from the PPO run's own SFT model and judgements, so that
-the comparison is of algorithms alone. Runs are resumed, as every heed run is.
+the comparison is of algorithms alone. Runs are in `runs/quality-COMMIT` and are
+resumed, as every heed run is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from results import ROOT, write_results
+from results import ROOT, runs_folder, write_results
 
 RECIPES = {"ppo": "demo.yaml", "reinforce": "reinforce.yaml", "dpo": "dpo.yaml"}
 RATES = ("helpful_rate", "harmful_rate", "fabrication_rate", "rude_rate", "kl_to_reference", "mean_length", "eos_rate", "distinct_2")
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--algorithms", nargs="*", default=["reinforce", "dpo"], help="beside PPO")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "quality")
+    parser.add_argument("--folder", type=Path, default=ROOT / runs_folder("quality"))
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     seeds = list(range(options.seeds))

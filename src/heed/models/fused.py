@@ -46,10 +46,7 @@ def replaced(replacements: Sequence[Replacement]) -> Iterator[None]:
 
 @torch.no_grad()
 def replacements(body: nn.Module) -> list[Replacement]:
-    """What can be replaced in a body that is on a CPU: each norm and rotation is tried, and its result comes out the same but for rounding.
-
-    In the backward pass a replacement takes a third of the time or less.
-    """
+    """What can be replaced in a body that is on a CPU: norms and rotations that come out the same but for rounding when tried."""
     if next(body.parameters()).device.type != "cpu":
         return []
     with torch.autocast("cpu", enabled=False):
