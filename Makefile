@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+TABLE := benchmarks/.venv-peers/bin/python benchmarks/table.py
 
 .PHONY: demo test check lint peers bench bench-speed bench-quality bench-label clean
 
@@ -35,8 +36,6 @@ benchmarks/.venv-%/.installed: pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet 'torch>=2.9,<2.14' 'trl==$(TRL).*' matplotlib --editable .
 	@touch $@
-
-TABLE := benchmarks/.venv-peers/bin/python benchmarks/table.py
 
 # An hour and a half on two quiet cores, most of an hour of it for the speed.
 bench: bench-speed bench-quality bench-label
