@@ -51,12 +51,19 @@ def replacements(body: nn.Module) -> list[Replacement]:
         return []
     with torch.autocast("cpu", enabled=False):
         norms = [m for m in body.modules() if type(m).__name__.endswith("RMSNorm")]
-        kinds = [kind for kind in dict.fromkeys(map(type, norms)) if all(_is_rms_norm(m) for m in norms if type(m) is kind)]
+        kinds = [kind for kind in dict.fromkeys(map(type, norms)) if all(_passes(_is_rms_norm, m) for m in norms if type(m) is kind)]
         homes = (sys.modules.get(name) for name in dict.fromkeys(type(m).__module__ for m in body.modules()))
-        families = [home for home in homes if _is_rotation(getattr(home, ROTATION, None))]
+        families = [home for home in homes if _passes(_is_rotation, getattr(home, ROTATION, None))]
     return [Replacement(kind, "forward", kind.forward, _fused_norm(kind.forward)) for kind in kinds] + [
         Replacement(home, ROTATION, getattr(home, ROTATION), _fused_rotation(getattr(home, ROTATION))) for home in families
     ]
+
+
+def _passes(trial: Callable[[Any], bool], candidate: Any) -> bool:
+    try:
+        return trial(candidate)
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # it is made for something else, such as cosines of half the width
+        return False
 
 
 def _is_rms_norm(norm: Any) -> bool:
