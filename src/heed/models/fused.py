@@ -75,7 +75,7 @@ def _is_rms_norm(norm: Any) -> bool:
     return _is_same(rms_norm(x, weight, eps), norm.forward(x))
 
 
-def _eps(norm: Any) -> float | None:
+def _eps(norm: Any) -> Any:
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
 
 
@@ -96,7 +96,7 @@ def _fused_norm(written_out: Callable[..., Any]) -> Callable[..., Any]:
     def forward(norm: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if args or kwargs or x.device.type != "cpu" or not x.dtype == norm.weight.dtype == torch.float32:
             return written_out(norm, x, *args, **kwargs)
-        return rms_norm(x, norm.weight, _eps(norm) or 0.0)
+        return rms_norm(x, norm.weight, _eps(norm))
 
     return forward
 
