@@ -54,6 +54,12 @@ def test_shipped_recipes_are_valid_and_written_out_in_full_say_the_same(path: Pa
         ),
         ({"rounds": "{until: {policies.dpo.kl: 1}}"}, r"the recipe has no policy 'dpo'; expected one of base, sft, ppo, best_of_n"),
         (
+            {"rounds": "{until: {policies.ppo.kl: 1}}"},
+            r"until\.policies\.ppo\.kl: evaluate reports no number 'kl' of a policy; expected one of gold_reward, .*kl_to.*helpful_rate",
+        ),
+        ({"rounds": "{until: {policies.ppo: 1}}"}, r"evaluate reports no number '' of a policy; expected one of gold_reward"),
+        ({"rounds": "{until: {win_rate.ppo: 1}}"}, r"evaluate reports no win rate 'ppo'; expected one of base_vs_sft, ppo_vs_sft, best_of"),
+        (
             {"rounds": "{until: {feedback.alpha: 1}}", "stages": "[sft]"},
             r"no stage of the recipe reports 'feedback'; expected one of seconds",
         ),

@@ -12,6 +12,7 @@ import yaml
 
 from heed.config import Document, as_mapping, load_config, parse_yaml, read_yaml
 from heed.errors import UserError, require
+from heed.evaluation import PolicyEvaluation
 from heed.models.backbone import LoRAConfig
 from heed.pipeline.device import check_device
 from heed.pipeline.newest import POLICY_STAGES, trained_policy, trained_reward_model
@@ -211,6 +212,17 @@ def _unreported(name: str, recipe: Recipe) -> tuple[str, str] | None:
         policies.append("best_of_n")
     if part == "policies" and rest and rest[0] not in policies:
         return f"the recipe has no policy {rest[0]!r}", f"one of {', '.join(policies)}"
+    if part == "policies":
+        reported = [f.name for f in fields(PolicyEvaluation) if f.name != "rates"]
+        number = rest[1] if len(rest) > 1 else ""
+        if number not in reported and not (measures["gold"] and number.endswith("_rate")):
+            rates = ["a rate of the gold preference, such as helpful_rate"] if measures["gold"] else []
+            return f"evaluate reports no number {number!r} of a policy", f"one of {', '.join([*reported, *rates])}"
+    if part == "win_rate":
+        start = "sft" if "sft" in kinds else "base"
+        pairs = [f"{policy}_vs_{start}" for policy in policies if policy != start]
+        if not rest or rest[0] not in pairs:
+            return f"evaluate reports no win rate {'.'.join(rest)!r}", f"one of {', '.join(pairs)}"
     return None
 
 
