@@ -13,11 +13,14 @@ from torch import Tensor
 
 from heed.data.render import Renderer
 from heed.errors import Interrupted, UserError
+from heed.models.batch import TokenBatch
 from heed.models.language_model import LanguageModel
 from heed.models.loading import LoRAConfig, load_policy
 from heed.models.scalar_model import new_scalar_model, value_head
 from heed.records import Prompt, Rollout
+from heed.rollout.local import LocalEngine
 from heed.training import experience as gather
+from heed.training import loop
 from heed.training.ppo import PPOConfig, train_ppo
 from heed.training.reinforce import ReinforceConfig, baselined, train_reinforce
 from heed.training.run import Run
@@ -200,9 +203,59 @@ def test_exact_kl_in_the_reward_agrees_with_k1_on_average(tiny_folder: Path, tmp
     assert last["score"] - last["shaped_reward"] == pytest.approx(0.1 * last["kl_exact"], rel=1e-3)
 
 
-def test_a_response_that_does_not_end_is_penalised(policy: LanguageModel, renderer: Renderer) -> None:
-    from heed.rollout.local import LocalEngine
+@pytest.mark.parametrize("estimator", ["k3", "exact"])
+@pytest.mark.parametrize("source", ["engine", "trainer"])
+def test_what_is_measured_is_what_each_sequence_alone_shows(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, estimator: Any, source: Any
+) -> None:
+    """Against logits of one sequence at a time; and no model reads a response twice, or one that nothing is asked of."""
+    policy, temperature = load_policy(tiny_folder, device="cpu"), 0.8
+    reference = policy.reference()
+    with torch.no_grad():
+        for parameter in policy.hf.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    settings = fast(samples_per_prompt=2, temperature=temperature, kl_sample=5, kl_estimator=estimator, old_logprobs=source)
+    config = PPOConfig(**settings, precision="fp32")
+    renderer = Renderer(policy.tokenizer, eos_ids=policy.eos_ids, max_length=32)
+    rollouts = LocalEngine(policy, renderer, seed=0).generate(PROMPTS, config.sampling, 2)
+    state = loop.TrainState.create({"policy": policy}, config, 1)
+    read: dict[int, int] = {}
+    for model in (policy, reference):
+        hidden = model.hidden
 
+        def counted(batch: TokenBatch, *args: Any, model: LanguageModel = model, hidden: Any = hidden) -> Tensor:
+            read[id(model)] = read.get(id(model), 0) + int(batch.response_mask.sum())
+            return hidden(batch, *args)
+
+        monkeypatch.setattr(model, "hidden", counted)
+    scored = gather.measure(state, rollouts, torch.zeros(len(rollouts)), policy, reference, None, config)
+
+    observed = gather.observed_rows(len(rollouts), config)
+    assert observed == [0, 1, 6, 7, 12, 13]
+    lengths = [len(r.response_ids) for r in rollouts]
+    some = sum(lengths[i] for i in observed)
+    assert read == {id(reference): sum(lengths), id(policy): some if (estimator, source) == ("k3", "engine") else sum(lengths)}
+    kls, entropies = {}, {}
+    for i, rollout in enumerate(rollouts):
+        ids = torch.tensor([rollout.sequence().ids])
+        with torch.no_grad():
+            log_p, log_q = ((model.hf(ids).logits[0] / temperature).log_softmax(-1) for model in (policy, reference))
+        start = len(rollout.prompt_ids)
+        at = torch.arange(start - 1, ids.shape[1] - 1)
+        place = i, slice(start, ids.shape[1])
+        torch.testing.assert_close(scored.ref_logprobs[place], log_q[at, ids[0, start:]], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(scored.old_logprobs[place], log_p[at, ids[0, start:]], rtol=1e-4, atol=1e-4)
+        kls[i] = (log_p.exp() * (log_p - log_q)).sum(-1)[at]
+        entropies[i] = -(log_p.exp() * log_p).sum(-1)[at]
+        ratio = (log_q - log_p)[at, ids[0, start:]]
+        expected = kls[i] if estimator == "exact" else ratio.exp() - 1 - ratio
+        torch.testing.assert_close(scored.kl[place], expected, rtol=1e-3, atol=1e-4)
+    assert scored.observed.kl == pytest.approx(float(sum(kls[i].sum() for i in observed)) / len(observed), rel=1e-3)
+    assert scored.observed.entropy == pytest.approx(float(torch.cat([entropies[i] for i in observed]).mean()), rel=1e-3)
+    assert 0 < scored.observed.logprob_gap < 1e-4
+
+
+def test_a_response_that_does_not_end_is_penalised(policy: LanguageModel, renderer: Renderer) -> None:
     config = PPOConfig(**fast(max_new_tokens=2), missing_eos_penalty=0.7)
     rollouts, scores = gather.sample_and_score(LocalEngine(policy, renderer, seed=0), share_good, PROMPTS * 4, config)
     expected = share_good(rollouts) - 0.7 * torch.tensor([r.finish_reason == "length" for r in rollouts]).float()
@@ -211,8 +264,6 @@ def test_a_response_that_does_not_end_is_penalised(policy: LanguageModel, render
 
 
 def test_a_reward_that_is_not_finite_stops_with_the_response_named(policy: LanguageModel, renderer: Renderer) -> None:
-    from heed.rollout.local import LocalEngine
-
     with pytest.raises(UserError, match=r"the reward gave nan to response 0 of 9.*finite score"):
         gather.sample_and_score(
             LocalEngine(policy, renderer, seed=0), lambda r: torch.full((len(r),), float("nan")), PROMPTS, PPOConfig(**fast())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from heed.core import kl, logprobs
+from heed.core import kl
 from heed.core.statistics import Interval, best_of_n_curve, best_of_n_kl
 from heed.errors import UserError, require
 from heed.evaluation.intervals import as_dict, mean_interval, share_interval
@@ -164,13 +164,10 @@ def kl_to_reference(
     sequences = [rollout.sequence() for rollout in rollouts]
     for members in policy.micro_batches(sequences, max_tokens):
         batch = collate([sequences[i] for i in members], policy.pad_id, policy.device)
-        mask = batch.response_mask
-        (weight, bias), (ref_weight, ref_bias) = policy.head(), reference.head()
         hidden, ref_hidden = (model.hidden(batch, batch.before_response) for model in (policy, reference))
-        per_token = kl.sequence_exact_kl(hidden, weight, ref_hidden, ref_weight, mask, bias=bias, ref_bias=ref_bias)
-        own, _ = logprobs.sequence_logprobs(hidden, weight, batch.ids, mask, bias=bias)
-        other, _ = logprobs.sequence_logprobs(ref_hidden, ref_weight, batch.ids, mask, bias=ref_bias)
-        exact[members] = per_token.sum(1).float().cpu()
+        own, _ = policy.logprobs_of(hidden, batch)
+        other, _ = reference.logprobs_of(ref_hidden, batch)
+        exact[members] = policy.exact_kl_of(hidden, reference, ref_hidden, batch).sum(1).float().cpu()
         k1[members] = kl.k1(own, other).sum(1).float().cpu()
     return exact, k1
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from heed.core.kl import sequence_exact_kl
 from heed.core.logprobs import sequence_logprobs
 from heed.models.backbone import Backbone
 from heed.models.batch import TokenBatch
@@ -34,10 +35,27 @@ class LanguageModel(Role):
 
         Aligned with the target token; zeros off the response.
         """
+        return self.logprobs_of(self.hidden(batch, batch.before_response), batch, temperature, with_entropy)
+
+    def logprobs_of(
+        self, hidden: Tensor, batch: TokenBatch, temperature: float = 1.0, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """`logprobs`, where the hidden states `[B, T, D]` are there."""
         weight, bias = self.head()
-        hidden = self.hidden(batch, batch.before_response)
         return sequence_logprobs(
             hidden, weight, batch.ids, batch.response_mask, bias=bias, temperature=temperature, with_entropy=with_entropy
+        )
+
+    def exact_kl_of(
+        self, hidden: Tensor, reference: LanguageModel, ref_hidden: Tensor, batch: TokenBatch, temperature: float = 1.0
+    ) -> Tensor:
+        """KL(self || reference) over the whole vocabulary at each response token, `[B, T]` nats, from the hidden states of both.
+
+        Aligned with the target token; zeros off the response. Gradients reach `hidden` and the head.
+        """
+        (weight, bias), (ref_weight, ref_bias) = self.head(), reference.head()
+        return sequence_exact_kl(
+            hidden, weight, ref_hidden, ref_weight, batch.response_mask, bias=bias, ref_bias=ref_bias, temperature=temperature
         )
 
     def reference(self) -> LanguageModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, cast
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from heed.core import kl as kl_estimators
-from heed.core.kl import next_kl_coef, sequence_exact_kl
-from heed.core.logprobs import sequence_logprobs
+from heed.core.kl import next_kl_coef
 from heed.core.masking import masked_sum
 from heed.errors import require
 from heed.models.batch import TokenBatch, collate
@@ -96,6 +95,17 @@ class PolicyGradientConfig(loop.TrainConfig):
         return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
 
 
+class Observed(NamedTuple):
+    """What some of an iteration's rollouts show of the policy, over its whole vocabulary."""
+
+    kl: float
+    """KL(policy || reference), nats per response."""
+    entropy: float
+    """Nats per token."""
+    logprob_gap: float
+    """The largest difference between what the engine and the trainer say of a sampled token."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scored:
     """One iteration's rollouts with all that was measured on them before any update; tensors on the CPU."""
@@ -111,6 +121,7 @@ class Scored:
     """The estimate that enters the reward, `[B, T]`."""
     values: Tensor
     """`[B, T]`; zeros without a critic."""
+    observed: Observed
 
     def experience(self, advantages: Tensor, returns: Tensor) -> Experience:
         batch = self.batch
@@ -149,33 +160,66 @@ def measure(
     critic: ScalarModel | None,
     config: PolicyGradientConfig,
 ) -> Scored:
-    """Reference log-probabilities, KL and values of every sampled token, in micro-batches of similar length.
+    """Reference log-probabilities, KL and values of every sampled token, and what some rollouts show, in micro-batches of similar length.
 
     The engine's own log-probabilities serve as `old_logprobs`, or are computed again the way the update will see them.
     """
     sequences = [r.sequence() for r in rollouts]
     whole = collate(sequences, policy.pad_id, torch.device("cpu"))
-    old = torch.zeros(whole.ids.shape)
-    old[whole.response_mask] = torch.tensor([p for r in rollouts for p in r.logprobs])
-    ref, kl, values = old.clone(), torch.zeros_like(old), torch.zeros_like(old)
-    needs_reference = uses_reference(config)
+    mask = whole.response_mask
+    of_engine = torch.zeros(whole.ids.shape)
+    of_engine[mask] = torch.tensor([p for r in rollouts for p in r.logprobs])
     rounded = state.use_bf16 or policy.head()[0].dtype != torch.float32
     recompute = config.old_logprobs == "trainer" or (config.old_logprobs == "auto" and rounded)
-    for members in policy.micro_batches(sequences, config.max_tokens):
-        batch = collate([sequences[i] for i in members], policy.pad_id, policy.device)
-        place = torch.tensor(members)[:, None], torch.arange(batch.ids.shape[1])[None]
-        with state.autocast():
-            if needs_reference:
-                ref[place] = reference.logprobs(batch, config.temperature)[0].float().cpu()
-            if recompute:
-                old[place] = policy.logprobs(batch, config.temperature)[0].float().cpu()
-            if critic is not None:
-                values[place] = critic.values(batch).float().cpu()
-            if needs_reference and config.kl_in == "reward" and config.kl_estimator == "exact":
-                kl[place] = exact_kl(policy, reference, batch, config.temperature).float().cpu()
-    if needs_reference and config.kl_in == "reward" and config.kl_estimator != "exact":
-        kl = getattr(kl_estimators, config.kl_estimator)(old, ref) * whole.response_mask
-    return Scored(whole, scores, old, ref, kl, values)
+    leashed = uses_reference(config)
+    shaped = leashed and config.kl_in == "reward"
+    exact = shaped and config.kl_estimator == "exact"
+    of_all = {name for name, asked in (("logprobs", recompute), ("ref_logprobs", leashed), ("kl", exact)) if asked}
+    observed = observed_rows(len(rollouts), config)
+    others = sorted({*range(len(rollouts))} - {*observed})
+    found = {name: torch.zeros_like(of_engine) for name in ("values", "ref_logprobs", "logprobs", "entropy", "kl")}
+    for rows, asked in ((observed, of_all | {"logprobs", "entropy", "kl"}), (others, of_all)):
+        for group in policy.micro_batches([sequences[i] for i in rows], config.max_tokens):
+            members = [rows[i] for i in group]
+            batch = collate([sequences[i] for i in members], policy.pad_id, policy.device)
+            place = torch.tensor(members)[:, None], torch.arange(batch.ids.shape[1])[None]
+            with state.autocast():
+                for name, each in look(asked, batch, policy, reference, critic, config.temperature):
+                    found[name][place] = each.float().cpu()
+    old = found["logprobs"] if recompute else of_engine
+    ref = found["ref_logprobs"] if leashed else of_engine
+    kl = torch.zeros_like(old)
+    if shaped:
+        kl = found["kl"] if exact else getattr(kl_estimators, config.kl_estimator)(old, ref) * mask
+    entropy, gaps = found["entropy"][observed][mask[observed]], (found["logprobs"] - of_engine)[observed].abs()
+    sample = Observed(float(found["kl"][observed].sum(1).mean()), float(entropy.mean()), float(gaps.max()))
+    return Scored(whole, scores, old, ref, kl, found["values"], sample)
+
+
+def look(
+    asked: Set[str], batch: TokenBatch, policy: LanguageModel, reference: LanguageModel, critic: ScalarModel | None, temperature: float
+) -> Iterator[tuple[str, Tensor]]:
+    """What is asked of each response token, by name, `[B, T]`; no model runs twice, and none for nothing."""
+    if critic is not None:
+        yield "values", critic.values(batch)
+    ref_hidden = reference.hidden(batch, batch.before_response) if asked & {"ref_logprobs", "kl"} else None
+    if ref_hidden is not None and "ref_logprobs" in asked:
+        yield "ref_logprobs", reference.logprobs_of(ref_hidden, batch, temperature)[0]
+    hidden = policy.hidden(batch, batch.before_response) if asked & {"logprobs", "entropy", "kl"} else None
+    if hidden is not None and "logprobs" in asked:
+        logprobs, entropy = policy.logprobs_of(hidden, batch, temperature, with_entropy="entropy" in asked)
+        yield "logprobs", logprobs
+        if entropy is not None:
+            yield "entropy", entropy
+    if hidden is not None and ref_hidden is not None and "kl" in asked:
+        yield "kl", policy.exact_kl_of(hidden, reference, ref_hidden, batch, temperature)
+
+
+def observed_rows(num_rollouts: int, config: PolicyGradientConfig) -> list[int]:
+    """Rollouts of `kl_sample` that are spread over an iteration: whole groups, since they share their prompt."""
+    n, wanted = config.samples_per_prompt, config.kl_sample or min(32, math.ceil(num_rollouts / 4))
+    every = math.ceil(num_rollouts / n / math.ceil(wanted / n))
+    return [i for i in range(num_rollouts) if i // n % every == 0]
 
 
 def minibatches(experience: Experience, policy: LanguageModel, iteration: int, config: PolicyGradientConfig) -> Iterator[list[Experience]]:
@@ -221,13 +265,10 @@ def policy_terms(
         with torch.no_grad():
             ref_hidden = reference.hidden(sampled, sampled.before_response)
     hidden = policy.hidden(sampled, sampled.before_response)
-    weight, bias = policy.head()
-    mask, temperature = batch.response_mask, config.temperature
-    logprobs, entropy = sequence_logprobs(hidden, weight, batch.ids, mask, bias=bias, temperature=temperature, with_entropy=with_entropy)
+    logprobs, entropy = policy.logprobs_of(hidden, sampled, config.temperature, with_entropy)
     kl = None
     if ref_hidden is not None:
-        ref_weight, ref_bias = reference.head()
-        kl = sequence_exact_kl(hidden, weight, ref_hidden, ref_weight, mask, bias=bias, ref_bias=ref_bias, temperature=temperature)
+        kl = policy.exact_kl_of(hidden, reference, ref_hidden, sampled, config.temperature)
     elif kl_in_loss:
         kl = kl_estimators.k2(logprobs, batch.ref_logprobs)
     return PolicyTerms(hidden, logprobs, entropy, kl)
@@ -273,67 +314,17 @@ def tokens(experience: Experience) -> TokenBatch:
     return TokenBatch(experience.ids, experience.attention_mask, experience.response_mask)
 
 
-def exact_kl(policy: LanguageModel, reference: LanguageModel, batch: TokenBatch, temperature: float) -> Tensor:
-    """KL(policy || reference) over the whole vocabulary at every response token, `[B, T]`; gradients reach the policy.
-
-    The reference runs first: with LoRA it is the same backbone with its adapter off.
-    """
-    with torch.no_grad():
-        ref_hidden = reference.hidden(batch, batch.before_response)
-    ref_weight, ref_bias = reference.head()
-    hidden = policy.hidden(batch, batch.before_response)
-    weight, bias = policy.head()
-    return sequence_exact_kl(
-        hidden, weight, ref_hidden, ref_weight, batch.response_mask, bias=bias, ref_bias=ref_bias, temperature=temperature
-    )
-
-
-@torch.no_grad()
-def rollout_metrics(
-    state: loop.TrainState,
-    rollouts: Sequence[Rollout],
-    scored: Scored,
-    rewards: Tensor,
-    policy: LanguageModel,
-    reference: LanguageModel,
-    config: PolicyGradientConfig,
-) -> dict[str, float]:
-    """What an iteration reports of its rollouts: means over responses, but the entropy per token.
-
-    `logprob_gap` is the largest difference between what the engine and the trainer say of a sampled token.
-    """
+def rollout_metrics(rollouts: Sequence[Rollout], scored: Scored, rewards: Tensor, config: PolicyGradientConfig) -> dict[str, float]:
+    """What an iteration reports of its rollouts: means over responses, but the entropy per token."""
     mask = scored.batch.response_mask
-    n, wanted = config.samples_per_prompt, config.kl_sample or min(32, math.ceil(len(rollouts) / 4))
-    every = math.ceil(len(rollouts) / n / math.ceil(wanted / n))
-    chosen = [r for i, r in enumerate(rollouts) if i // n % every == 0]  # whole groups, since they share their prompt
-    sample = [r.sequence() for r in chosen]
-    kl, entropy, num_tokens, gap = 0.0, 0.0, 0, 0.0
-    for members in policy.micro_batches(sample, config.max_tokens):
-        batch = collate([sample[i] for i in members], policy.pad_id, policy.device)
-        with state.autocast():
-            ref_hidden, (ref_weight, ref_bias) = reference.hidden(batch, batch.before_response), reference.head()
-            hidden, (weight, bias) = policy.hidden(batch, batch.before_response), policy.head()
-            counted, temperature = batch.response_mask, config.temperature
-            logprobs, per_token = sequence_logprobs(
-                hidden, weight, batch.ids, counted, bias=bias, temperature=temperature, with_entropy=True
-            )
-            divergence = sequence_exact_kl(
-                hidden, weight, ref_hidden, ref_weight, counted, bias=bias, ref_bias=ref_bias, temperature=temperature
-            )
-        assert per_token is not None
-        kl += float(divergence.sum())
-        of_engine = torch.tensor([p for i in members for p in chosen[i].logprobs], device=logprobs.device)
-        gap = max(gap, float((logprobs[counted] - of_engine).abs().max()))
-        entropy += float(per_token.sum())
-        num_tokens += int(batch.num_tokens)
     k1 = masked_sum(scored.old_logprobs - scored.ref_logprobs, mask, dim=1).mean()
     return {
         "score": float(scored.scores.mean()),
         "shaped_reward": float(rewards.sum(dim=1).mean()),
         **({"kl": float(k1)} if uses_reference(config) else {}),
-        "kl_exact": kl / len(sample),
-        "entropy": entropy / num_tokens,
-        "logprob_gap": gap,
+        "kl_exact": scored.observed.kl,
+        "entropy": scored.observed.entropy,
+        "logprob_gap": scored.observed.logprob_gap,
         "response_length": float(mask.sum(dim=1).float().mean()),
         "eos_rate": sum(r.finish_reason == "stop" for r in rollouts) / len(rollouts),
     }

@@ -93,7 +93,7 @@ def train_ppo(
         advantages, returns = gae(rewards, scored.values, mask, config.gamma, config.gae_lambda)
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, mask)
-        metrics = gather.rollout_metrics(state, rollouts, scored, rewards, policy, reference, config)
+        metrics = gather.rollout_metrics(rollouts, scored, rewards, config)
         metrics["explained_variance"] = float(explained_variance(scored.values, returns, mask))
         experience = scored.experience(advantages, returns)
         return metrics | gather.take_updates(state, experience, policy, config, partial(losses, kl_coef))

@@ -71,7 +71,7 @@ def train_reinforce(
         mean_return = cast(float | None, state.values["mean_return"])
         advantages = baselined(returns, mean_return, config)[:, None] * mask
         state.values["mean_return"] = running_mean(mean_return, float(returns.mean()), config.baseline_decay)
-        metrics = gather.rollout_metrics(state, rollouts, scored, rewards, policy, reference, config)
+        metrics = gather.rollout_metrics(rollouts, scored, rewards, config)
         experience = scored.experience(advantages, rewards)
         return metrics | gather.take_updates(state, experience, policy, config, partial(losses, kl_coef))
 
