@@ -7,11 +7,12 @@ temperature 1 without truncation, scored by a reward model of the policy's size,
 with one AdamW update each. `full fine-tuning` has a policy, a frozen reference, a critic and a reward model with the same weights on both
 sides, and prompts of at most 256 tokens. `shared trunk` is the same for the peer, which has no such mode; heed's critic is a head on the
 policy's trunk (`critic: shared`). `LoRA` is the shape of GPT-2 small, rank 16 on all linear layers, 8 openings of at most 128 tokens: heed
-has policy, critic and reward model as adapters on one body, with the reference as that body alone; TRL's own LoRA mode
-(`peft_config`) gives the policy an adapter and the reference for free, but trains the critic whole and holds a whole reward model, as
-there is no setting for more. TRL accumulates gradients over micro-batches of 8; activations are not checkpointed, which makes it faster
-than its default and larger. heed runs with its defaults, which also measure the exact KL and the entropy of every iteration. Tokens are
-response tokens; TRL samples 64 for every prompt, heed stops at EOS, which random weights hardly ever sample.
+has policy, critic and reward model as adapters on one body, with the reference as that body alone; on a shared trunk its critic is a
+head on the policy's adapter. TRL's own LoRA mode (`peft_config`) gives the policy an adapter and the reference for free, but trains the
+critic whole and holds a whole reward model, as there is no setting for more. TRL accumulates gradients over micro-batches of 8;
+activations are not checkpointed, which makes it faster than its default and larger. heed runs with its defaults, which also measure the
+exact KL and the entropy of every iteration. Tokens are response tokens; TRL samples 64 for every prompt, heed stops at EOS, which random
+weights hardly ever sample.
 """
 
 from __future__ import annotations
@@ -174,6 +175,15 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
             f"PPO, shared trunk, {options.shape}", case | {"shared": True}, "heed", "TRL PPOTrainer", "ppo", target=4.0, memory_target=0.4
         ),
         Comparison(f"PPO, LoRA, {lora_shape}", lora, "heed", "TRL PPOTrainer", "ppo", target=2.0, total_memory_target=0.35),
+        Comparison(
+            f"PPO, LoRA, shared trunk, {lora_shape}",
+            lora | {"shared": True},
+            "heed",
+            "TRL PPOTrainer",
+            "ppo",
+            target=2.0,
+            total_memory_target=0.35,
+        ),
     ]
 
 
