@@ -11,6 +11,7 @@ which is at random. Accuracy is that of one reward model against the true prefer
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import statistics
 import sys
@@ -203,10 +204,15 @@ def labels_needed(curve: Sequence[float], target: float) -> float | None:
     return None
 
 
+def spread(values: Sequence[float]) -> float:
+    """The standard deviation over seeds, which one seed does not have."""
+    return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
 def summary(found: Sequence[Mapping[str, list[float]]]) -> dict[str, Any]:
     """Curves with their spread over seeds, and labels for the same accuracy: what all ways reach on average, and two points less."""
     mean = {way: [statistics.fmean(values) for values in zip(*(curve[way] for curve in found), strict=True)] for way in WAYS}
-    deviation = {way: [statistics.stdev(values) for values in zip(*(curve[way] for curve in found), strict=True)] for way in WAYS}
+    deviation = {way: [spread(values) for values in zip(*(curve[way] for curve in found), strict=True)] for way in WAYS}
     reached = min(max(curve) for curve in mean.values())
     needed = []
     for target in (reached - 0.02, reached):

@@ -104,9 +104,10 @@ def test_baselines_use_their_own_group_only(seed: int, num_groups: int, group_si
 
 
 def test_equal_scores_have_no_advantage() -> None:
-    scores = torch.full((6,), 10.1)
-    assert leave_one_out(scores, 3).abs().max() < 1e-5
-    assert group_normalised(scores, 3).abs().max() < 0.02
+    for score, size in ((10.1, 3), (123.4, 7), (300.3, 6), (1000.1, 12)):
+        scores = torch.full((2 * size,), score)
+        assert leave_one_out(scores, size).tolist() == [0] * len(scores)
+        assert group_normalised(scores, size).tolist() == [0] * len(scores)
 
 
 @pytest.mark.parametrize("baseline", [leave_one_out, group_normalised])

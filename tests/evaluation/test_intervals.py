@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 
+from heed.core.statistics import wilson_interval
 from heed.evaluation.intervals import mean_interval, share_interval
 
 
@@ -35,6 +36,20 @@ def test_a_rate_of_zero_is_not_certain() -> None:
     interval = share_interval([0.0] * 60, [f"p{i // 2}" for i in range(60)])
     assert interval.mean == interval.low == 0
     assert interval.high == pytest.approx(0.1135, abs=1e-3)  # Wilson's upper bound for 0 of 30
+
+
+def test_prompts_with_one_share_among_them_are_not_certain_either() -> None:
+    for values, clusters, of_wilson in (
+        ([1.0, 0.0, 1.0, 0.0], ["a", "a", "b", "b"], wilson_interval(1, 2)),
+        ([1.0, 1.0, 1.0, 1.0, 1.0, 0.0], ["a"] * 6, wilson_interval(5 / 6, 1)),
+        ([0.5, 0.5], ["a", "b"], wilson_interval(1, 2)),
+    ):
+        assert share_interval(values, clusters) == pytest.approx(of_wilson)
+
+
+def test_a_mean_over_one_prompt_is_as_sure_as_its_values() -> None:
+    interval = mean_interval([0.1, 3.0], ["a", "a"])
+    assert (interval.low, interval.mean, interval.high) == pytest.approx((0.1, 1.55, 3.0))
 
 
 def test_the_order_of_names_changes_nothing() -> None:

@@ -19,10 +19,13 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MixtralConfig,
+    Olmo2Config,
     OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from heed.models import TokenBatch, collate
@@ -46,6 +49,11 @@ FAMILIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "gpt2": (GPT2Config, SIZES | {"n_inner": 64, "resid_pdrop": 0.5, "attn_pdrop": 0.5}),
     "gpt_neox": (GPTNeoXConfig, SIZES | {"intermediate_size": 64, "hidden_dropout": 0.5}),
 }
+OTHERS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "mixtral": (MixtralConfig, GROUPED | {"num_local_experts": 4}),
+    "qwen3_moe": (Qwen3MoeConfig, GROUPED | {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}),
+    "olmo2": (Olmo2Config, {name: value for name, value in GROUPED.items() if name != "head_dim"}),
+}
 REFUSED: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "gemma2": (Gemma2Config, GROUPED),
     "opt": (OPTConfig, SIZES | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
@@ -68,7 +76,7 @@ def make_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     def make(family: str, *, unk: bool = True, **changes: Any) -> Path:
         folder = tmp_path_factory.mktemp(family)
         torch.manual_seed(len(family))
-        kind, sizes = (FAMILIES | REFUSED)[family]
+        kind, sizes = (FAMILIES | OTHERS | REFUSED)[family]
         tokens = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": END, "pad_token_id": END}
         AutoModelForCausalLM.from_config(kind(**(sizes | tokens | changes))).save_pretrained(folder)
         word_tokenizer(unk=unk).save_pretrained(folder)

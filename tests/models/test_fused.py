@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import AutoModel, CohereConfig, GemmaConfig, GptOssConfig, MistralConfig
+from transformers import AutoModel, CohereConfig, GemmaConfig, GptOssConfig, MistralConfig, Olmo2Config
 from transformers.models.gemma import modeling_gemma
 from transformers.models.llama import modeling_llama
 
@@ -114,6 +114,9 @@ def test_what_computes_something_else_is_left_alone(monkeypatch: pytest.MonkeyPa
     gemma = names(replacements(body_of(GemmaConfig(**GROUPED, vocab_size=100))))
     assert gemma == ["modeling_gemma"], "its norm scales by 1 + weight"
     assert names(replacements(body_of(CohereConfig(**GROUPED, vocab_size=100)))) == [], "its rotation turns neighbours"
+
+    olmo = names(replacements(body_of(Olmo2Config(**{k: v for k, v in GROUPED.items() if k != "head_dim"}, vocab_size=100))))
+    assert olmo == ["Olmo2RMSNorm"], "its rotation gives queries back in their own dtype"
 
     experts: dict[str, Any] = {"num_local_experts": 2, "num_experts_per_tok": 1}
     gpt_oss = names(replacements(body_of(GptOssConfig(**GROUPED, **experts, vocab_size=100))))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -10,8 +11,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from heed.models import LanguageModel, LoRAConfig, TokenBatch, collate, load_policy
+from heed.errors import UserError
+from heed.models import LanguageModel, LoRAConfig, TokenBatch, collate, critic_from, load_policy, new_scalar_model
+from heed.models.role import context_length
 from heed.records import TokenSequence
+from tests.models.conftest import FAMILIES, word_tokenizer
 
 LORA = LoRAConfig(rank=4, alpha=8)
 MODES = pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
@@ -136,8 +140,15 @@ def test_a_new_adapter_changes_nothing_and_its_seed_decides_its_values(make_fold
 
 
 def test_named_target_layers_only(make_folder: Callable[..., Path]) -> None:
-    policy = load_policy(make_folder("llama"), lora=LoRAConfig(rank=2, target=("q_proj", "v_proj")), device="cpu")
-    assert {name.split(".")[4] for name in policy.trainable()} == {"q_proj", "v_proj"}
+    targets: list[str | tuple[str, ...]] = [("q_proj", "v_proj"), "q_proj", ("layers.1.mlp.up_proj",)]
+    expected = [{"q_proj", "v_proj"}, {"q_proj"}, {"up_proj"}]
+    for target, layers in zip(targets, expected, strict=True):
+        policy = load_policy(make_folder("llama"), lora=LoRAConfig(rank=2, target=target), device="cpu")
+        assert {name.split(".")[4] for name in policy.trainable()} == layers
+        policy.backbone.add("value", 0)
+    for wrong in (("q_proj", "v_porj"), ("proj",), "lm_head"):
+        with pytest.raises(UserError, match=r"lora\.target is '(v_porj|proj|lm_head)'; expected all-linear, or names among down_proj"):
+            load_policy(make_folder("llama"), lora=LoRAConfig(rank=2, target=wrong), device="cpu")
 
 
 @MODES
@@ -169,6 +180,26 @@ def test_checkpointing_changes_no_gradient(folder: Path, lora: LoRAConfig | None
     assert any(gradient.abs().max() > 0.1 for gradient in grads[0].values())
     for name, gradient in grads[0].items():
         assert torch.equal(gradient, grads[1][name]), name
+
+
+@pytest.mark.parametrize("run_before", [False, True])
+def test_copies_of_a_checkpointed_model_recompute_as_themselves(
+    make_folder: Callable[..., Path], batch: TokenBatch, run_before: bool
+) -> None:
+    grads = []
+    for checkpointing in (False, True):
+        policy = load_policy(make_folder("llama"), device="cpu", gradient_checkpointing=checkpointing)
+        if run_before:
+            policy.logprobs(batch)[0].sum().backward()
+        reference, reward_model = policy.reference(), new_scalar_model(policy, "reward", 0)
+        critic = critic_from(reward_model, policy)
+        assert torch.equal(reference.logprobs(batch)[0], policy.logprobs(batch)[0])
+        assert critic.backbone.body.is_activation_checkpointing == reward_model.backbone.body.is_activation_checkpointing == checkpointing
+        reward_model.scores(batch).square().sum().backward()
+        critic.values(batch)[batch.response_mask].square().sum().backward()
+        grads.append([p.grad for role in (reward_model, critic) for name, p in role.trainable().items() if "lm_head" not in name])
+    for kept, recomputed in zip(*grads, strict=True):
+        assert torch.equal(kept, recomputed)
 
 
 def test_checkpointing_really_recomputes(make_folder: Callable[..., Path], batch: TokenBatch) -> None:
@@ -246,6 +277,53 @@ def test_saved_policy_loads_in_transformers_with_equal_outputs(
     torch.testing.assert_close(again.logprobs(batch)[0].detach(), logprobs, rtol=1e-3, atol=1e-4)
     assert AutoTokenizer.from_pretrained(tmp_path)("w5 w6")["input_ids"] == policy.tokenizer("w5 w6")["input_ids"]
     assert not list(tmp_path.glob(".saving-*"))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_adapters_of_experts_are_saved_merged(make_folder: Callable[..., Path], family: str, batch: TokenBatch, tmp_path: Path) -> None:
+    policy = load_policy(make_folder(family), lora=LORA, device="cpu")
+    assert any(".experts." in name for name in policy.trainable())
+    before = policy.logprobs(batch)[0].detach()
+    update(policy, batch)
+    logprobs = policy.logprobs(batch)[0].detach()
+    assert (logprobs - before).abs().max() > 0.01
+    policy.save(tmp_path)
+    again = load_policy(tmp_path, device="cpu")
+    torch.testing.assert_close(again.logprobs(batch)[0].detach(), logprobs, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(policy.logprobs(batch)[0].detach(), logprobs, rtol=0, atol=0)
+
+
+@MODES
+def test_weights_in_bf16_of_a_family_that_turns_in_fp32(
+    make_folder: Callable[..., Path], lora: LoRAConfig | None, batch: TokenBatch
+) -> None:
+    policy = load_policy(make_folder("olmo2"), lora=lora, device="cpu", dtype="bfloat16")
+    with torch.no_grad():
+        found = policy.logprobs(batch)[0]
+        own = naive_logprobs(policy.hf, batch)
+    torch.testing.assert_close(found, own, rtol=0.05, atol=0.1)
+
+
+def test_padding_that_has_no_embedding_is_not_used(make_folder: Callable[..., Path], batch: TokenBatch, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(make_folder("llama"), tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    policy = load_policy(folder, device="cpu")
+    assert policy.tokenizer.pad_token_id == len(policy.head()[0])
+    assert policy.pad_id == min(policy.eos_ids)
+    policy.logprobs(collate(batch.sequences(), policy.pad_id))
+
+
+def test_longrope_goes_as_far_as_its_first_scale(make_folder: Callable[..., Path]) -> None:
+    """Beyond it one long row would change all others of its batch."""
+    scales = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 20}
+    kind, sizes = FAMILIES["llama"]
+    config = kind(**sizes, rope_parameters=scales | {"factor": 2.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4})
+    tokenizer = word_tokenizer()
+    assert context_length(config, tokenizer) == 20
+    assert context_length(kind(**sizes), tokenizer) == 48
+    assert context_length(kind(**sizes, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), tokenizer) == 48
 
 
 def test_adapter_apart_loads_in_peft_over_the_base(folder: Path, batch: TokenBatch, tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, CodeGenConfig, Gemma3Config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from heed.errors import UserError
 from heed.models import LoRAConfig, load_policy, load_reward_model
+from tests.models.conftest import GROUPED, word_tokenizer
 
 
 @pytest.fixture
@@ -127,6 +128,30 @@ def test_family_that_goes_past_its_body(make_folder: Callable[..., Path]) -> Non
     one_line(error)
 
 
+def test_model_of_text_and_images(tmp_path: Path) -> None:
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = Gemma3Config(text_config=GROUPED | {"vocab_size": 100}, vision_config=vision, mm_tokens_per_image=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="Gemma3ForConditionalGeneration, which has no head over one transformer body of text") as error:
+        load_policy(tmp_path, device="cpu")
+    one_line(error)
+
+
+def test_family_without_padding_in_its_configuration(tmp_path: Path) -> None:
+    config = CodeGenConfig(vocab_size=100, n_embd=32, n_layer=2, n_head=4, n_positions=48, rotary_dim=4, bos_token_id=1, eos_token_id=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    assert load_policy(tmp_path, device="cpu").pad_id == 2
+
+
 def test_family_whose_forwards_differ(make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     forward = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x) * (1 + 1e-4 * torch.rand(())))
@@ -148,6 +173,8 @@ def test_values_of_lora_out_of_range() -> None:
         LoRAConfig(alpha=0)
     with pytest.raises(UserError, match=r"dropout is 1\.0"):
         LoRAConfig(dropout=1.0)
+    with pytest.raises(UserError, match=r"target is \(\); expected all-linear"):
+        LoRAConfig(target=())
 
 
 @pytest.mark.gpu

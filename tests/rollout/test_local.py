@@ -61,6 +61,16 @@ def recomputed_logprobs(policy: LanguageModel, rollouts: list[Rollout], temperat
     return [row[mask] for row, mask in zip(logprobs, batch.response_mask, strict=True)]
 
 
+def test_rows_of_longrope_do_not_change_each_other(make_policy: MakePolicy, make_engine: MakeEngine) -> None:
+    """Its angles are others once one row of a batch is longer than in the first training, which is where rows end."""
+    engine, sampling = make_engine(make_policy("longrope")), Sampling(24, seed=1)
+    short, long = Prompt("w5 w6 w7"), Prompt(" ".join(f"w{i}" for i in range(5, 27)))
+    (alone,), (beside, other) = engine.generate([short], sampling), engine.generate([short, long], sampling)
+    assert alone.response_ids == beside.response_ids
+    assert alone.logprobs == pytest.approx(beside.logprobs, abs=1e-4)
+    assert len(other.sequence().ids) <= 30
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "mistral"])
 class TestFamilies:
     def test_greedy_equals_transformers(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,11 +19,39 @@ def decode(ids: Sequence[int]) -> str:
 
 def test_a_stream_never_splits_a_character() -> None:
     raw = TEXT.encode()
-    pieces = list(text_pieces(raw, decode))
+    pieces = list(text_pieces(raw, decode, lambda token: False))
     assert pieces == list(TEXT)
-    cut = list(text_pieces(raw[:-2], decode))
+    cut = list(text_pieces(raw[:-2], decode, lambda token: False))
     assert "".join(cut) == decode(raw[:-2])
     assert [len(a) for a, _ in pairwise(cut)] == [1] * (len(cut) - 1)
+
+
+def decode_with_fallback(ids: Sequence[int]) -> str:
+    """Words from 256 on, and bytes, of which a run that is not UTF-8 reads as nothing but replacement characters."""
+    text = ""
+    for is_bytes, run in groupby(ids, lambda token: token < 256):
+        own = list(run)
+        try:
+            text += bytes(own).decode() if is_bytes else "".join(f" w{token}" for token in own)
+        except UnicodeDecodeError:
+            text += "\ufffd" * len(own)
+    return text
+
+
+@given(st.lists(st.sampled_from([10, 0x80, 0xF0, *"🙂é".encode(), 300, 301]), max_size=12))
+def test_a_stream_waits_for_the_end_of_a_run_of_bytes_and_no_longer(ids: list[int]) -> None:
+    taken: list[int] = []
+
+    def tokens() -> Iterator[int]:
+        for token in ids:
+            taken.append(token)
+            yield token
+
+    shown = ""
+    for piece in text_pieces(tokens(), decode_with_fallback, lambda token: token < 256):
+        shown += piece
+        assert shown == decode_with_fallback(taken)
+    assert shown == decode_with_fallback(ids)
 
 
 def test_the_first_stop_string_counts() -> None:

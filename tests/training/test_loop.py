@@ -144,6 +144,13 @@ def test_forwards_are_cast_and_backward_passes_keep_what_they_had(policy: Langua
     assert seen == 2 * [("forward", True), ("backward", False)]
 
 
+def test_agreement_is_with_what_people_preferred_and_leaves_their_ties_out() -> None:
+    stats = loop.Stats()
+    stats.add_agreement(torch.tensor([2.0, -1.0, 0.0, 5.0]), torch.tensor([1.0, 0.8, 0.9, 0.5]))
+    stats.add_agreement(torch.tensor([-3.0, 1.0]), torch.tensor([0.0, 0.2]))
+    assert stats.means() == pytest.approx({"accuracy": (1 + 0 + 0.5 + 1 + 0) / 5, "margin": (2 - 1 + 0 + 3 - 1) / 5})
+
+
 def test_stats_are_means_over_what_was_counted() -> None:
     stats = loop.Stats()
     stats.add("x", torch.tensor(6.0), 2)

@@ -57,7 +57,7 @@ def leave_one_out(scores: Tensor, group_size: int) -> Tensor:
     Raises ValueError where G is below 2 or does not divide B. Kool et al. 2019; Ahmadian et al. 2024, "Back to basics" (RLOO).
     """
     groups = _groups(scores, group_size)
-    return ((groups - groups.mean(1, keepdim=True)) * (group_size / (group_size - 1))).flatten()
+    return ((groups - groups.mean(1, keepdim=True)) * (group_size / (group_size - 1))).flatten().to(wide(scores.dtype))
 
 
 def group_normalised(scores: Tensor, group_size: int) -> Tensor:
@@ -67,7 +67,7 @@ def group_normalised(scores: Tensor, group_size: int) -> Tensor:
     "DeepSeekMath" (GRPO), section 4.1.2.
     """
     groups = _groups(scores, group_size)
-    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten().to(wide(scores.dtype))
 
 
 def _groups(scores: Tensor, group_size: int) -> Tensor:
@@ -75,4 +75,5 @@ def _groups(scores: Tensor, group_size: int) -> Tensor:
         raise ValueError(f"a group of {group_size} has no other scores to compare with; give 2 or more")
     if len(scores) % group_size:
         raise ValueError(f"{len(scores)} scores do not make groups of {group_size}")
-    return scores.view(-1, group_size).to(wide(scores.dtype))
+    # In fp32 a group of equal scores has a mean beside them, and what little that is would count as a spread.
+    return scores.view(-1, group_size).double()

@@ -31,6 +31,6 @@ def masked_whiten(x: Tensor, mask: Tensor) -> Tensor:
     `(x - mean) / sqrt(var + 1e-8)` with the mean and the (biased) variance of the counted entries of the whole tensor; the mean is
     not added back, so an advantage keeps its sign relative to the average. Entries that are all equal become 0.
     """
-    centred = x - masked_mean(x, mask)
+    centred = x.double() - masked_mean(x.double(), mask)  # in fp32 equal entries would have a spread, by rounding
     variance = masked_mean(centred.square(), mask)
-    return torch.where(mask, centred * torch.rsqrt(variance + 1e-8), 0)
+    return torch.where(mask, centred * torch.rsqrt(variance + 1e-8), 0).to(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -77,6 +78,10 @@ class Renderer:
         while ids and ids[-1] in self.eos_ids:
             ids.pop()
         return self._text([*self._anchor, *ids]).removeprefix(self._anchor_text)
+
+    def is_byte(self, token: int) -> bool:
+        """Whether a token stands for one byte of a character that has no token of its own, written `<0x0A>`."""
+        return re.fullmatch("<0x[0-9A-F]{2}>", cast(str | None, self.tokenizer.convert_ids_to_tokens(token)) or "") is not None
 
     def truncations(self) -> str:
         """What was cut so far, in one line; empty where nothing was."""

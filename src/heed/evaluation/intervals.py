@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 import torch
 
@@ -10,22 +11,28 @@ from heed.core.statistics import Interval, bootstrap_interval, wilson_interval
 
 
 def mean_interval(values: Sequence[float], clusters: Sequence[str], seed: int = 0) -> Interval:
-    """Mean of `values` with a bootstrap interval that draws whole clusters, so that answers to one prompt never pass for independent."""
+    """Mean of `values` with a bootstrap interval that draws whole clusters, so that answers to one prompt never pass for independent.
+
+    Of one cluster the interval draws its values: it speaks of that prompt alone.
+    """
     numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
-    groups = torch.tensor([numbers[cluster] for cluster in clusters])
+    groups = torch.tensor([numbers[cluster] for cluster in clusters]) if len(numbers) > 1 else None
     return bootstrap_interval(torch.tensor(values, dtype=torch.float64), groups=groups, generator=torch.Generator().manual_seed(seed))
 
 
 def share_interval(values: Sequence[float], clusters: Sequence[str], seed: int = 0) -> Interval:
     """`mean_interval` for shares in `[0, 1]`.
 
-    Where all values are equal the bootstrap collapses to a point and would claim certainty; Wilson's interval over the
-    clusters stands in for it.
+    Where all clusters have one share, or there is but one, the bootstrap collapses to a point and would claim certainty; Wilson's
+    interval over the clusters stands in for it.
     """
-    if min(values) < max(values):
+    of_each: dict[str, list[float]] = {}
+    for cluster, value in zip(clusters, values, strict=True):
+        of_each.setdefault(cluster, []).append(value)
+    shares = [fmean(each) for each in of_each.values()]
+    if min(shares) < max(shares):
         return mean_interval(values, clusters, seed)
-    num_clusters = len(set(clusters))
-    return wilson_interval(values[0] * num_clusters, num_clusters)
+    return wilson_interval(shares[0] * len(shares), len(shares))
 
 
 def as_dict(interval: Interval) -> dict[str, object]:

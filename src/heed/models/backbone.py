@@ -34,6 +34,8 @@ PROBE = TokenBatch(
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size", "local": "window_size"}
 """Kinds of attention that see the last tokens only, and what configurations call how many."""
 
+ALL_LINEAR = "all-linear"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoRAConfig:
@@ -45,7 +47,7 @@ class LoRAConfig:
     """The update is scaled by alpha / rank."""
     dropout: float = 0.0
     """Share of A's inputs dropped while gradients are recorded."""
-    target: str | tuple[str, ...] = "all-linear"
+    target: str | tuple[str, ...] = ALL_LINEAR
     """Names of the linear layers that get an adapter; `all-linear` is all of them but the head."""
     seed: int = 0
     """Seed of A's first values."""
@@ -53,6 +55,7 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         require(self.rank > 0, "rank", self.rank, "a rank above 0")
         require(self.alpha > 0, "alpha", self.alpha, "a scale above 0")
+        require(len(self.target) > 0, "target", self.target, f"{ALL_LINEAR}, or names of linear layers")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "a share from 0 to below 1")
 
 
@@ -70,6 +73,16 @@ class Backbone:
         self._layers: dict[str, LoraLayer] = {}
         self._trained: list[str] = []
         self._active: str | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
+        """Another body with the same weights, which makes its own trials; of whole models, as adapters are copied one by one.
+
+        Layers whose activations are recomputed hold on to their backbone. In a copy they hold on to the copy.
+        """
+        assert not self.configs, "a backbone with adapters"
+        memo[id(self)] = copied = Backbone.__new__(Backbone)
+        copied.__init__(copy.deepcopy(self.body, memo), self.lora)
+        return copied
 
     def hidden(self, batch: TokenBatch, read: Tensor | None = None) -> Tensor:
         """Last hidden states `[B, T, D]` with whatever adapter is active; a prompt that adjacent rows share is run once.
@@ -229,9 +242,21 @@ class Backbone:
             r=self.lora.rank,
             lora_alpha=self.lora.alpha,
             lora_dropout=self.lora.dropout,
-            target_modules=self.lora.target if isinstance(self.lora.target, str) else list(self.lora.target),
+            target_modules=self._targets(self.lora.target),
             fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.body.modules()),
         )
+
+    def _targets(self, target: str | tuple[str, ...]) -> str | list[str]:
+        """The layers that get adapters, as peft asks for them; it would pass over a name that no layer has."""
+        if target == ALL_LINEAR:
+            return ALL_LINEAR
+        modules = ((_without_adapters(name), module) for name, module in self.body.named_modules() if ".lora_" not in name)
+        layers = [name for name, module in modules if isinstance(module, nn.Linear | Conv1D)]
+        names = [target] if isinstance(target, str) else list(target)
+        unknown = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
+        known = sorted({layer.rpartition(".")[2] for layer in layers})
+        require(not unknown, "lora.target", ", ".join(unknown), f"{ALL_LINEAR}, or names among {', '.join(known)}")
+        return names
 
     def _recomputation(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         standing = [each for each in self._replacements if each.stands]
@@ -265,15 +290,22 @@ def is_same(found: Tensor, expected: Tensor) -> bool:
 @torch.no_grad()
 def merged_state(model: nn.Module, adapter: str | None) -> dict[str, Tensor]:
     """The model's weights as if it had never had adapters, with this one merged in; the model itself is left as it is."""
-    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    adapted: dict[str, Any] = {
+        f"{_without_adapters(name)}.{getattr(layer, 'parameter_name', 'weight')}": layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
     state = {}
     for name, tensor in model.state_dict().items():
-        if name.rpartition(".lora_")[0] in layers:
+        if ".lora_" in name:
             continue
-        owner, _, rest = name.rpartition(".base_layer.")
-        if owner in layers:
-            name = f"{owner}.{rest}"
-            if rest == "weight" and adapter is not None and adapter in layers[owner].lora_A:
-                tensor = (tensor + layers[owner].get_delta_weight(adapter)).to(tensor.dtype)
+        name = _without_adapters(name)
+        if name in adapted and adapter is not None and adapter in adapted[name].lora_A:
+            tensor = (tensor + adapted[name].get_delta_weight(adapter)).to(tensor.dtype)
         state[name] = tensor.cpu()
     return state
+
+
+def _without_adapters(name: str) -> str:
+    """What a module or weight is called where peft wraps nothing; it wraps a module of several weights, as experts are, once for each."""
+    return name.replace(".base_layer", "")

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from heed.core.kl import sequence_exact_kl
 from heed.core.logprobs import sequence_logprobs
-from heed.models.backbone import Backbone
 from heed.models.batch import TokenBatch
 from heed.models.role import Role
 from heed.models.saving import save_role
@@ -65,8 +64,7 @@ class LanguageModel(Role):
         copy of the adapter. Without LoRA it is a frozen copy of the whole model.
         """
         if self.backbone.lora is None:
-            model = copy.deepcopy(self.model)
-            backbone, adapter = Backbone(model.base_model), None
+            (backbone, model), adapter = copy.deepcopy((self.backbone, self.model)), None
         else:
             model, backbone, adapter = self.model, self.backbone, None
             if self.adapter is not None and backbone.has_learned(self.adapter):

@@ -178,10 +178,10 @@ def _source(path: str | Path) -> str | None:
 def _check_head(model: Any, path: str | Path) -> None:
     """UserError unless the model's logits are its head times its last hidden state, as every fast path here assumes."""
     head = model.score if is_decoder(model) else model.get_output_embeddings()
-    headless = UserError(f"{path} is a {type(model).__name__}, which has no head over one transformer body")
-    if head is None or model.base_model is model:
+    headless = UserError(f"{path} is a {type(model).__name__}, which has no head over one transformer body of text")
+    if head is None or model.base_model is model or model.config.get_text_config() is not model.config:
         raise headless
-    ids = torch.tensor([[i for i in range(8) if i != model.config.pad_token_id][:4]], device=model.device)
+    ids = torch.tensor([[i for i in range(8) if i != getattr(model.config, "pad_token_id", None)][:4]], device=model.device)
     seen: list[Tensor] = []
     # Of the same forward: two of them need not agree to the last bit, and layers make more of what little they differ by.
     with model.base_model.register_forward_hook(lambda body, inputs, output: seen.append(output.last_hidden_state)):

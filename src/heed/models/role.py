@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,11 +37,10 @@ class Role:
         """How many updates the weights have seen."""
         self.eos_ids = _eos_ids(model, tokenizer)
         """Every id that ends a response."""
-        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.eos_ids, default=0)
-        """Filler for batches. It may end a response as well: masks never come from it."""
-        limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length, sys.maxsize)
-        self.context_length = min(int(limit) for limit in limits if limit)
-        """The longest sequence, in tokens."""
+        pad_id, num_embeddings = tokenizer.pad_token_id, len(model.get_input_embeddings().weight)
+        self.pad_id: int = pad_id if pad_id is not None and pad_id < num_embeddings else min(self.eos_ids, default=0)
+        """Filler for batches, with an embedding. It may end a response as well: masks never come from it."""
+        self.context_length = context_length(model.config, tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +117,19 @@ class Role:
 
     def _head_weights(self) -> dict[str, nn.Parameter]:
         return {}
+
+
+def context_length(config: Any, tokenizer: Any) -> int:
+    """The longest sequence, in tokens, that the tokenizer and a model of this configuration are made for.
+
+    LongRoPE takes other angles for a whole batch once one of its rows is longer than those of the first training: up to there alone does no
+    row depend on the others, nor a key on when it was computed.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    scales = [each for each in (rope, *rope.values()) if isinstance(each, Mapping) and each.get("rope_type") == "longrope"]
+    trained = [each["original_max_position_embeddings"] for each in scales]
+    limits = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length, sys.maxsize, *trained)
+    return min(int(limit) for limit in limits if limit)
 
 
 def micro_batch_tokens(device: str, layers: int, width: int) -> int:

@@ -109,7 +109,7 @@ def new_scalar_model(policy: LanguageModel, role: Literal["reward", "value"], se
     """
     backbone, adapter = policy.backbone, None
     if backbone.lora is None:
-        backbone = Backbone(copy.deepcopy(backbone.body))
+        backbone = copy.deepcopy(backbone)
     elif policy.adapter is not None and backbone.has_learned(policy.adapter):
         adapter = backbone.copy(policy.adapter, role)
     else:
@@ -142,7 +142,7 @@ def critic_from(reward_model: ScalarModel, policy: LanguageModel) -> ScalarModel
     if reward_model.adapter is not None:
         adapter = backbone.copy(reward_model.adapter, "value")
     elif lora is None:
-        backbone = Backbone(copy.deepcopy(backbone.body))
+        backbone = copy.deepcopy(backbone)
     else:
         reward_model.freeze()
         backbone.lora = lora

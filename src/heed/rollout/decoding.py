@@ -182,8 +182,6 @@ class Decoding:
         slots = slice(self.cache.num_rows)
         position = self.position[slots]
         mask = self.cache.decode(position, self.step[slots])
-        # A slot without a row counts as a first token, for bodies that go by the furthest of all.
-        position = position * self.stride[slots]
         hidden = self._hidden(self.token[slots, None], position[:, None], mask, **self.cache.options())
         self._draw(self._logits(hidden[:, 0]), slots)
 

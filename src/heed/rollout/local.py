@@ -84,7 +84,7 @@ class LocalEngine:
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
         """Sample one response piece by piece, as text that never splits a character; raises as `generate` does."""
         decoding = self._start(self.renderer.encode_prompts([prompt]), sampling, 1)
-        return pieces_until_stop(text_pieces(_tokens(decoding), self.renderer.decode), sampling.stop)
+        return pieces_until_stop(text_pieces(_tokens(decoding), self.renderer.decode, self.renderer.is_byte), sampling.stop)
 
     def _start(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, n: int) -> Decoding:
         limits = [min(sampling.max_new_tokens, self._room(ids)) for ids in prompts]

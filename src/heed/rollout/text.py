@@ -41,17 +41,23 @@ def until_stop(text: str, stop: Sequence[str]) -> str:
     return text if found < 0 else text[:found]
 
 
-def text_pieces(tokens: Iterable[int], decode: Decode) -> Iterator[str]:
-    """Text as its tokens arrive, holding back a character until its last byte is there; the pieces join to `decode(tokens)`."""
+def text_pieces(tokens: Iterable[int], decode: Decode, is_byte: Callable[[int], bool]) -> Iterator[str]:
+    """Text as its tokens arrive, holding back a character until its last byte is there; the pieces join to `decode(tokens)`.
+
+    Tokens of one byte each (`is_byte`) wait for the end of their run, which reads as text as a whole or not at all.
+    """
     ids: list[int] = []
-    shown = text = ""
+    shown = ""
     for token in tokens:
         ids.append(token)
+        if is_byte(token):
+            continue
         text = decode(ids)
         whole = text.rstrip("\ufffd")
         if whole.startswith(shown) and len(whole) > len(shown):
             yield whole[len(shown) :]
             shown = whole
+    text = decode(ids)
     if len(text) > len(shown):
         yield text[len(shown) :]
 

@@ -61,8 +61,7 @@ def train_dpo(policy: LanguageModel, renderer: Renderer, pairs: Sequence[Prefere
                 logps[:, 0], logps[:, 1], ref[:, 0], ref[:, 1], config.beta, labels=labels, weights=weights, num_pairs=len(indices)
             )
             stats.add("loss", loss * len(indices), len(rows))
-            stats.add("accuracy", (margins > 0).sum() + 0.5 * (margins == 0).sum(), len(rows))
-            stats.add("margin", margins.sum(), len(rows))
+            stats.add_agreement(margins, labels)
             stats.add("chosen_logratio", (logps[:, 0] - ref[:, 0]).sum(), len(rows))
             stats.add("rejected_logratio", (logps[:, 1] - ref[:, 1]).sum(), len(rows))
             yield loss

@@ -168,6 +168,15 @@ class Stats:
         self._sums[name] += total.detach() if isinstance(total, Tensor) else total
         self._counts[name] += count
 
+    def add_agreement(self, differences: Tensor, labels: Tensor) -> None:
+        """How often and how far the scores of pairs, better less worse, are on the side that people preferred; their ties are left out.
+
+        `labels` are the probabilities that the better one is better: below 1/2 people preferred the other.
+        """
+        in_favour, decided = differences * (labels - 0.5).sign(), labels != 0.5
+        self.add("accuracy", ((in_favour > 0) & decided).sum() + 0.5 * ((in_favour == 0) & decided).sum(), decided.sum())
+        self.add("margin", in_favour.sum(), decided.sum())
+
     def means(self) -> dict[str, float]:
         return {name: float(total) / max(float(self._counts[name]), 1e-12) for name, total in self._sums.items()}
 

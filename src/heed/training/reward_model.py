@@ -84,12 +84,9 @@ def train_reward_model(
             scores = model.scores(batch)
             pairs = flat_pairs(group, scores.device)
             loss = kwise_loss(scores, **pairs, num_rankings=len(chosen))
-            difference = scores[pairs["better"]] - scores[pairs["worse"]]
-            decided = pairs["labels"] != 0.5
             stats.add("loss", loss * len(chosen), len(group))
-            stats.add("accuracy", ((difference > 0) & decided).sum() + 0.5 * ((difference == 0) & decided).sum(), decided.sum())
+            stats.add_agreement(scores[pairs["better"]] - scores[pairs["worse"]], pairs["labels"])
             stats.add("score", scores.sum(), len(scores))
-            stats.add("margin", (difference * decided).sum(), decided.sum())
             yield loss
 
         sizes = [model.footprint(c.sequences) for c in chosen]
