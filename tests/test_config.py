@@ -78,6 +78,11 @@ def test_an_override_reaches_into_lists_by_the_name_of_an_entry() -> None:
     changed = document.with_value(("stages", "ppo", "kl_coef"), 0.2).with_value(("stages", "0", "sft", "lr"), 0.5)
     assert changed.values == {"seed": 1, "stages": [{"sft": {"lr": 0.5}}, {"ppo": {"kl_coef": 0.2}}]}
     assert document.values["stages"][0] == {"sft": {"lr": 0.1}}
+    bare = parse_yaml("stages: [sft, ppo]\n", "recipe.yaml")
+    assert bare.with_value(("stages", "ppo", "lr"), 0.5).values == {"stages": ["sft", {"ppo": {"lr": 0.5}}]}
+    assert bare.with_value(("stages", "0", "sft", "lr"), 0.5).values == {"stages": [{"sft": {"lr": 0.5}}, "ppo"]}
+    with pytest.raises(UserError, match="there is no '²' to set"):
+        bare.with_value(("stages", "²"), 1)
     with pytest.raises(UserError, match="expected one of sft, ppo"):
         document.with_value(("stages", "dpo", "beta"), 0.2)
 

@@ -55,12 +55,13 @@ def _replaced(values: Any, path: tuple[str, ...], value: object) -> Any:
         return value
     key, rest = path[0], path[1:]
     if isinstance(values, list):
-        index = int(key) if key.isdigit() else next((i for i, v in enumerate(values) if isinstance(v, Mapping) and key in v), -1)
+        named = [{v: None} if isinstance(v, str) else v for v in values]  # a name alone has nothing below it
+        index = int(key) if key.isdecimal() else next((i for i, v in enumerate(named) if isinstance(v, Mapping) and key in v), -1)
         if not 0 <= index < len(values):
-            known = (name for v in values for name in (v if isinstance(v, Mapping) else [v]))
+            known = (name for v in named for name in (v if isinstance(v, Mapping) else [v]))
             raise UserError(f"there is no {key!r} to set", expected=f"one of {', '.join(map(str, known))}")
-        inner = rest if key.isdigit() else path
-        return [_replaced(v, inner, value) if i == index else v for i, v in enumerate(values)]
+        inner = rest if key.isdecimal() else path
+        return [_replaced(named[i], inner, value) if i == index else v for i, v in enumerate(values)]
     if values is not None and not isinstance(values, Mapping):
         raise UserError(f"there is no {key!r} to set within {values!r}", expected="the name of a setting")
     return {**(values or {}), key: _replaced((values or {}).get(key), rest, value)}
@@ -75,6 +76,18 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that the loader would take for numbers."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def yaml_text(values: object) -> str:
+    """Plain values as YAML that `parse_yaml` reads back as they are."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: str | Path) -> Document:
@@ -184,6 +197,8 @@ def _words(hint: Any) -> str:
         return f"one of {', '.join(str(a) for a in get_args(hint))}"
     if get_origin(hint) in (list, tuple):
         return f"a list, each entry {_words(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return f"a mapping of keys, each to {_words(get_args(hint)[1])}"
     if dataclasses.is_dataclass(hint) or get_origin(hint) is not None:
         return "a mapping of keys to values"
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null", Path: "a path"}

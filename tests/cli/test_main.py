@@ -218,6 +218,12 @@ def test_chat_works_through_a_pipe(tiny_model: Path) -> None:
     assert len(done.stdout.splitlines()) == 2
 
 
+def test_chat_has_no_place_for_a_system_message_without_a_template(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["chat", str(tiny_model), "--system", "be kind", "--device", "cpu"]) == 2
+    told = one_line(capsys.readouterr().err)
+    assert told.startswith(f"heed: {tiny_model} has no chat template, and so no place for what --system says; leave --system out")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "utf-8:surrogateescape"])
 def test_chat_takes_no_bytes_that_are_no_text(tiny_model: Path, encoding: str) -> None:
     command = [sys.executable, "-m", "heed.cli.main", "chat", str(tiny_model)]

@@ -50,6 +50,13 @@ def test_the_newest_policy_is_the_one_trained_last_whatever_its_name(run: Path) 
     assert newest_policy(str(run)).path == again
 
 
+def test_rounds_that_the_summary_does_not_count_are_left_out(run: Path) -> None:
+    first = trained(run, "04-ppo", 1)
+    trained(run, "r3-04-ppo", 2)
+    (run / "summary.json").write_text('{"rounds": 1}')
+    assert newest_policy(str(run)).path == trained_policy(str(run)) == first
+
+
 def test_the_newest_reward_model_is_the_one_trained_last_and_a_folder_that_is_no_run_is_one_itself(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no reward model yet"):
         newest_reward_model(run)

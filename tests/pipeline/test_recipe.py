@@ -42,7 +42,7 @@ def test_shipped_recipes_are_valid_and_written_out_in_full_say_the_same(path: Pa
         ({"stages": "[ppo]"}, r"stage ppo: it has no reward; put a reward_model stage before it"),
         ({"stages": "[dpo]"}, r"stage dpo: it has no preferences"),
         ({"data": "{}", "stages": "[sft]"}, r"stage sft: it has no demonstrations; name them as data.demonstrations"),
-        ({"rounds": "{until: {x: about 3}}"}, r"until\.x is 'about 3'; expected a number or a bound"),
+        ({"rounds": "{until: {x: about 3}}"}, r"until\.x is 'about 3'; expected a finite number or a bound"),
         ({"seed": "-1"}, r"recipe\.yaml:\d+: seed is -1; expected a whole number from 0 to 4294967295"),
         ({"stages": "\n- sft:\n    seed: 5000000000"}, r"recipe\.yaml:\d+: stage sft: seed is 5000000000; expected a whole number"),
         ({"stages": "\n- sft: 3"}, r"recipe\.yaml:\d+: the settings of sft are 3; expected a mapping"),
@@ -65,6 +65,16 @@ def test_shipped_recipes_are_valid_and_written_out_in_full_say_the_same(path: Pa
         ),
         ({"stages": "\n- judge:\n    annotators: [{nmae: x}]"}, r"there is no key 'annotators\.0\.nmae'; expected name"),
         (
+            {"stages": "\n- judge:\n    annotators:\n    - {name: a, reliability: 1.5}"},
+            r"yaml:\d+: reliability is 1\.5; expected a probability",
+        ),
+        ({"stages": "\n- judge:\n    annotators: [{name: a, temperature: -1}]"}, r"recipe\.yaml:\d+: temperature is -1\.0; expected 0"),
+        ({"stages": "\n- judge:\n    annotators: [{name: a}, {name: a}]"}, r"yaml:\d+: annotators is 'a, a'; expected different names"),
+        ({"compare": "{v1.2: testbed}"}, r"recipe\.yaml:\d+: compare is 'v1\.2'; expected names without a dot"),
+        ({"rounds": "{until: {seconds: .nan}}"}, r"recipe\.yaml:\d+: until\.seconds is nan; expected a finite number or a bound"),
+        ({"rounds": "{until: {seconds: <= inf}}"}, r"recipe\.yaml:\d+: until\.seconds is '<= inf'; expected a finite number"),
+        ({"rounds": "{until: {policies: {sft: 1}}}"}, r"rounds\.until is .*; expected a mapping of keys, each to a number or text"),
+        (
             {"rounds": "{until: {policies.sft.proxy_reward: 1}}", "stages": "[sft, evaluate]"},
             r"the recipe has no reward to know proxy_reward by; expected another number",
         ),
@@ -84,6 +94,21 @@ def test_overrides_reach_settings_and_stages(write_recipe: WriteRecipe) -> None:
         load_recipe(write_recipe(), ["ppo.kl_ceof=1"])
     with pytest.raises(UserError, match="expected key=value"):
         load_recipe(write_recipe(), ["seed"])
+
+
+def test_overrides_reach_stages_without_settings_and_targets_with_dots(write_recipe: WriteRecipe) -> None:
+    target = "rounds.until.policies.sft.gold_reward=0.5"
+    recipe = load_recipe(write_recipe(stages="[sft, evaluate, report]"), ["sft.lr=1e-3", "stages.1.evaluate.best_of_n=1", target])
+    assert [stage.kind for stage in recipe.stages] == ["sft", "evaluate", "report"]
+    assert (recipe.stages[0].config.lr, recipe.stages[1].config.best_of_n) == (1e-3, 1)
+    assert recipe.rounds.until == {"policies.sft.gold_reward": 0.5}
+    assert load_recipe(write_recipe(), ['rounds.until={seconds: "<= 9"}']).rounds.until == {"seconds": "<= 9"}
+
+
+@pytest.mark.parametrize("name", ["12e45678", "1e5", "+3E2", "2026-01-01", "12", "1.5", "no", "ab"])
+def test_a_name_that_looks_like_a_number_is_read_back_as_a_name(write_recipe: WriteRecipe, tmp_path: Path, name: str) -> None:
+    (tmp_path / "resolved.yaml").write_text(recipe_text(load_recipe(write_recipe(name=f'"{name}"'))))
+    assert load_recipe(tmp_path / "resolved.yaml").name == name
 
 
 def test_every_stage_reads_the_newest_of_what_it_needs(write_recipe: WriteRecipe) -> None:

@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 
 from heed.errors import UserError
 from heed.pipeline.context import write_json
+from heed.pipeline.newest import trained_policy
 from heed.pipeline.recipe import load_recipe
 from heed.pipeline.runner import changes, opened, run
+from heed.report import load_run
 
 WriteRecipe = Callable[..., Path]
 
@@ -71,6 +73,37 @@ def test_rounds_go_on_from_the_newest_policy_until_the_target_is_met(write_recip
     assert [line for line in said if line.startswith("[")][-1] == "[8/8] r2-04-evaluate"
 
 
+def test_rounds_of_an_earlier_longer_run_are_kept_and_are_no_part_of_a_shorter_one(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    stages = """
+- sample: {max_new_tokens: 4, num_prompts: 12}
+- judge:
+- dpo: {lr: 1e-3}
+- evaluate: {max_new_tokens: 4, responses_per_prompt: 1}
+- report:
+"""
+    out, counted = tmp_path / "out", dict[str, int]()
+
+    def note(line: str) -> None:
+        if line.startswith("[") and (out / "summary.json").exists():
+            counted[line.partition(" ")[2]] = json.loads((out / "summary.json").read_text())["rounds"]
+
+    run(load_recipe(write_recipe(stages=stages, rounds="{max: 2}")), note, display=False)
+    assert (counted["04-evaluate"], counted["r2-01-sample"]) == (1, 2)
+    later = ["r2-01-sample", "r2-02-judge", "r2-03-dpo", "r2-04-evaluate"]
+    assert trained_policy(str(out)) == str(out / "stages" / "r2-03-dpo" / "model")
+    assert [stage.name for stage in load_run(out).stages][-4:] == later
+
+    _, said = run_saying(write_recipe(stages=stages))
+    assert f"left as they are, for this run has fewer rounds: {', '.join(later)}" in said
+    assert trained_policy(str(out)) == str(out / "stages" / "03-dpo" / "model")
+    assert not {stage.name for stage in load_run(out).stages} & set(later)
+    assert "r2-03-dpo" not in (out / "report.html").read_text()
+
+    _, said = run_saying(write_recipe(stages=stages, rounds="{max: 2}"))
+    assert sum("unchanged" in line for line in said) == 8
+    assert not any("fewer rounds" in line for line in said)
+
+
 def test_another_run_in_the_folder_is_left_alone(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     stages = "\n- sft: {epochs: 1}\n"
     run_saying(write_recipe(stages=stages))
@@ -102,6 +135,12 @@ def test_two_processes_do_not_share_a_folder(write_recipe: WriteRecipe) -> None:
         ({"gold": "absent.py:gold"}, r"no file absent\.py"),
         ({"gold": "json:gold"}, r"no function 'gold' in json; expected file\.py:function or module:function"),
         ({"reward": "colorsys:rgb_to_hsv", "stages": "[ppo: {max_new_tokens: 6}]"}, r"takes \(r, g, b\); expected \(prompt, response\)"),
+        ({"gold": "colorsys:rgb_to_hsv"}, r"colorsys:rgb_to_hsv takes \(r, g, b\); expected \(prompt, response\)"),
+        ({"gold": "builtins:max"}, r"builtins:max does not say what it takes; expected \(prompt, response\)"),
+        (
+            {"stages": "[openings: {min_tokens: 40, max_tokens: 40}]"},
+            r"recipe\.yaml:\d+: stage openings: max_tokens is 40; expected fewer than the 32 tokens",
+        ),
         ({"dtype": "bfloat16"}, r"recipe\.yaml:\d+: stage sft: it trains the whole model, held in bfloat16.*set dtype: float32"),
         ({"max_length": "6"}, r"stage sample: max_new_tokens is 6; expected fewer than the 6 tokens"),
     ],
@@ -124,6 +163,8 @@ def test_changes_are_told_by_name() -> None:
     before = {"hash": "a", "config": {"lr": 1, "seed": 0}, "inputs": {"policy": "x"}}
     now = {"hash": "b", "config": {"lr": 2, "seed": 0}, "inputs": {"policy": "y"}}
     assert changes(before, now) == ["config.lr 1 -> 2", "inputs.policy"]
+    assert changes({"inputs": {"policy": "x", "gold": "y"}}, {"inputs": {"policy": "x"}}) == ["inputs.gold"]
+    assert changes({"config": {"lr": 1, "old": 2}}, {"config": {"lr": 1}}) == ["config.old 2 -> None"]
 
 
 DEADLY = """

@@ -20,6 +20,7 @@ def test_a_true_preference_may_give_a_number_or_a_mapping_and_nothing_else(tmp_p
         "def number(prompt, response):\n    return len(response)\n"
         "def mapping(prompt, response):\n    return {'utility': 2.0, 'helpful': 1.0}\n"
         "def text(prompt, response):\n    return 'good'\n"
+        "def three(prompt, response, more):\n    return 1.0\n"
     )
 
     def judge(name: str) -> object:
@@ -27,10 +28,51 @@ def test_a_true_preference_may_give_a_number_or_a_mapping_and_nothing_else(tmp_p
 
     assert judge("number") == {"utility": 3.0}
     assert judge("mapping") == {"utility": 2.0, "helpful": 1.0}
-    with pytest.raises(UserError, match="returned 'good'; expected a number, or a mapping that holds utility"):
+    with pytest.raises(UserError, match=r"returned 'good' for 'bcd' to prompt \w+; expected a number, or a mapping that holds utility"):
         judge("text")
+    with pytest.raises(UserError, match=r"takes \(prompt, response, more\); expected \(prompt, response\)"):
+        judge("three")
     with pytest.raises(UserError, match="no function 'absent' in"):
         judge("absent")
+
+
+def said_by_gold(folder: Path, result: str) -> object:
+    (folder / "said.py").write_text(f"import numpy, torch\ndef gold(prompt, response):\n    return {result}\n")
+    return sources.load_gold(f"{folder}/said.py:gold", max_length=32)(Prompt("a"), "bcd")
+
+
+@pytest.mark.parametrize(
+    ("result", "means"),
+    [
+        ("numpy.float32(2)", {"utility": 2.0}),
+        ("torch.tensor([2.0])", {"utility": 2.0}),
+        ("{'utility': torch.tensor(2), 'helpful': True}", {"utility": 2.0, "helpful": 1.0}),
+        ("{'utility': 1.0, 'harmful': None}", {"utility": 1.0}),
+    ],
+)
+def test_what_a_true_preference_says_is_taken_as_numbers(tmp_path: Path, result: str, means: dict[str, float]) -> None:
+    found = said_by_gold(tmp_path, result)
+    assert found == means
+    assert isinstance(found, dict)
+    assert {type(number) for number in found.values()} == {float}
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        ("None", "returned None for"),
+        ("{'utility': None}", "returned {'utility': None} for"),
+        ("{'helpful': 1.0}", "returned {'helpful': 1.0} for"),
+        ("{'utility': 'good'}", "gave 'good' as utility of"),
+        ("float('nan')", "gave nan as utility of"),
+        ("10**400", "gave inf as utility of"),
+        ("{'utility': 1.0, 'helpful': float('inf')}", "gave inf as helpful of"),
+        ("{'utility': 1.0, 'helpful': torch.ones(2)}", r"gave tensor\(\[1., 1.\]\) as helpful of"),
+    ],
+)
+def test_a_true_preference_that_says_no_finite_number_is_told_with_the_response(tmp_path: Path, result: str, told: str) -> None:
+    with pytest.raises(UserError, match=rf"said\.py:gold {told} 'bcd' to prompt \w+; expected a"):
+        said_by_gold(tmp_path, result)
 
 
 def test_a_response_cut_at_the_limit_is_scored_as_if_it_ended_there(tiny_model: Path) -> None:

@@ -160,6 +160,15 @@ def test_a_run_that_was_cut_off_says_so(make_run: MakeRun) -> None:
     assert "Not finished: 06-evaluate" in page.text
 
 
+def test_rounds_that_the_summary_does_not_count_are_left_out(make_run: MakeRun) -> None:
+    folder = make_run(rounds=2)
+    whole = load_run(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"rounds": 1}))
+    assert [stage.name for stage in load_run(folder).stages] == [stage.name for stage in whole.stages if stage.round == 1]
+    assert len(load_run(folder).evaluations) == 1
+
+
 def test_metrics_that_are_not_numbers_are_gaps(make_run: MakeRun) -> None:
     folder = make_run()
     (folder / "stages/01-sft/metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": NaN}\n{"step": 3, "loss": 1}\n')

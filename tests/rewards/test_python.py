@@ -102,6 +102,11 @@ def test_a_function_that_cannot_be_called_is_refused_at_once(tmp_path: Path, sig
         load_reward(written(tmp_path, f"def score{signature}: return 0.0"))
 
 
+def test_a_function_that_does_not_say_what_it_takes_is_refused():
+    with pytest.raises(UserError, match=r"builtins:max does not say what it takes; expected \(prompt, response\) or \(rollouts\)"):
+        load_reward("builtins:max")
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -109,6 +114,7 @@ def test_a_function_that_cannot_be_called_is_refused_at_once(tmp_path: Path, sig
         ("def score(p, r): pass", "returned None; expected a number"),
         ("def score(p, r): return 1.0 if r == 'three' else float('nan')", "gave nan to response 1 of 2, 'because of that'"),
         ("def score(p, r): return 1e300", "gave inf to response 0 of 2, 'three'"),
+        ("def score(p, r): return 10**400", "gave inf to response 0 of 2, 'three'"),
         ("def score(rollouts): return 1.0", "returned 1.0; expected a list or tensor of 2 numbers"),
         ("def score(rollouts): return [1.0]", r"scores of shape \(1,\); expected one for each of 2 responses"),
         ("def score(rollouts): return 'ab'", "returned 'a'; expected a number"),

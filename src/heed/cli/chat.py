@@ -35,6 +35,9 @@ class Chat:
         check_device(self.device)
         sampling = Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
         policy = load_policy(model_path(trained_policy(self.model)), device=self.device)
+        if self.system and not policy.tokenizer.chat_template:
+            fix = "leave --system out, or name a model with a chat template"
+            raise UserError(f"{self.model} has no chat template, and so no place for what --system says", fix=fix)
         room = min(self.max_new_tokens, policy.context_length // 2)
         engine = LocalEngine(policy, make_renderer(policy, policy.context_length, room), seed=self.seed)
         beginning = (Message("system", self.system),) if self.system else ()

@@ -15,13 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from heed.errors import UserError
 from heed.models.loading import is_meant_as_folder
+from heed.models.role import context_length
 from heed.pipeline import sources
 from heed.pipeline.context import read_json
 from heed.pipeline.plan import PlannedStage, Source
 from heed.pipeline.recipe import Recipe
 from heed.pipeline.sources import Record
 from heed.records import Demonstration, PreferencePair, Prompt, Ranking
-from heed.rewards.python import load_function, load_reward
+from heed.rewards.python import load_reward
 from heed.training.loop import TrainConfig
 
 SAMPLE_ROWS = 256
@@ -43,8 +44,7 @@ class Shape:
             raise UserError(f"model {spec}: {reason}", expected="a model folder or a Hugging Face id that can be reached") from None
         text = self.config.get_text_config()
         self.width, self.layers, self.vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
-        limits = (getattr(text, "max_position_embeddings", None), self.tokenizer.model_max_length)
-        self.context_length = min(limit for limit in limits if limit)
+        self.context_length = context_length(text, self.tokenizer)
         if len(self.tokenizer) > self.vocabulary:
             found = f"its tokenizer knows {len(self.tokenizer)} tokens, the model only {self.vocabulary}"
             raise UserError(f"model {spec}: {found}", fix="save the tokenizer that belongs to the model beside it")
@@ -85,10 +85,7 @@ def check(recipe: Recipe, planned: Sequence[PlannedStage]) -> Checked:
     check_trackers(recipe)
     data: dict[tuple[str, str], Sequence[Record]] = {}
     for each in planned:
-        try:
-            sources.make_renderer(shape, recipe.max_length, getattr(each.stage.config, "max_new_tokens", None))
-        except UserError as error:
-            raise each.stage.error(str(error)) from None
+        check_room(each, shape, recipe)
         if each.stage.kind == "judge":
             check_project(each)
         if isinstance(each.stage.config, TrainConfig) and recipe.lora is None and recipe.dtype != "float32":
@@ -112,6 +109,16 @@ def check(recipe: Recipe, planned: Sequence[PlannedStage]) -> Checked:
     return Checked(shape, data, [f"{spec}: {note}" for spec, note in notes.items() if note])
 
 
+def check_room(each: PlannedStage, shape: Shape, recipe: Recipe) -> None:
+    """Raise `UserError` where what a stage samples would leave no room for a prompt."""
+    # Of a stage that trains, `max_tokens` is another thing: the size of a micro-batch.
+    setting = "max_tokens" if each.stage.kind == "openings" else "max_new_tokens"
+    try:
+        sources.make_renderer(shape, recipe.max_length, getattr(each.stage.config, setting, None), setting)
+    except UserError as error:
+        raise each.stage.error(str(error)) from None
+
+
 def check_trackers(recipe: Recipe) -> None:
     """Raise `UserError` where an experiment tracker is not installed."""
     for name in recipe.trackers:
@@ -130,9 +137,9 @@ def check_project(judge: PlannedStage) -> None:
 
 
 def check_scoring(kind: str, spec: str) -> None:
-    """Raise `UserError` where there is no such function, a `reward` cannot be called, or a reward model has other than one label."""
+    """Raise `UserError` where there is no such function, it cannot be called, or a reward model has other than one label."""
     if sources.names_function(spec):
-        (load_reward if kind == "reward" else load_function)(spec)
+        (load_reward if kind == "reward" else sources.load_gold)(spec)
     elif (labels := Shape(spec).config.num_labels) != 1:
         raise UserError(f"reward model {spec} has {labels} labels", expected="1")
 

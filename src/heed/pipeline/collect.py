@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -118,6 +119,13 @@ class Annotator:
     """Size of their noise, in units of utility."""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        self.judging(lambda prompt, response: 0.0)  # which takes no setting that is out of range
+
+    def judging(self, utility: Callable[[Prompt, str], float]) -> SimulatedAnnotator:
+        """The annotator, who values this."""
+        return SimulatedAnnotator(utility=utility, **asdict(self))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeConfig:
@@ -145,6 +153,8 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         require(len(self.annotators) > 0, "annotators", self.annotators, "one annotator or more")
+        names = [annotator.name for annotator in self.annotators]
+        require(len(set(names)) == len(names), "annotators", ", ".join(names), "different names")
         require(0 <= self.shared <= 1, "shared", self.shared, "a share from 0 to 1")
         require(self.project is not None or not self.weights, "weights", self.weights, "false: only a project's annotators are weighed")
 
@@ -214,7 +224,7 @@ def _simulated(ctx: Context, config: JudgeConfig, items: list[tuple[Prompt, list
     def utility(prompt: Prompt, response: str) -> float:
         return float(gold(prompt, response)["utility"])
 
-    annotators = [SimulatedAnnotator(utility=utility, **asdict(annotator)) for annotator in config.annotators]
+    annotators = [annotator.judging(utility) for annotator in config.annotators]
     with closing(FeedbackStore(location)) as store:
         alone = judge(store, annotators, items, seed=config.seed)
         judge(store, annotators, items[: round(config.shared * len(items))], overlap=len(annotators), seed=config.seed)

@@ -52,6 +52,8 @@ class Context:
     run: Run
     say: Callable[[str], None]
     """Tell the user what should be known: what was read, cut or skipped."""
+    own_renderers: list[Renderer] = field(default_factory=list)
+    """Those of reward models that read the policy's texts by tokens of their own."""
 
     @property
     def folder(self) -> Path:
@@ -77,8 +79,13 @@ class Context:
         if sources.names_function(spec):
             return load_reward(spec), None
         model = load_reward_model(spec, policy=policy, **self.model_options)
-        own = self.renderer(model)
-        return sources.ending(ModelReward(model, None if sources.reads_tokens_of(model, policy) else own), own), model
+        if sources.reads_tokens_of(model, policy):
+            own = None
+        else:
+            longest: int = self.config.max_new_tokens
+            own = self.renderer(model, longest if longest < model.context_length else None)
+            self.own_renderers.append(own)
+        return sources.ending(ModelReward(model, own), self.renderer(model)), model
 
     def gold(self) -> sources.Gold | None:
         if "gold" not in self.inputs:
@@ -100,8 +107,9 @@ class Context:
 
     def done(self, renderer: Renderer, metrics: Mapping[str, float], summary: Mapping[str, Any] | None = None) -> Outcome:
         """The outcome of a stage that rendered text: says what was truncated."""
-        if renderer.truncations():
-            self.say(renderer.truncations())
+        for whose, each in (("", renderer), *(("for the reward model, ", own) for own in self.own_renderers)):
+            if cut := each.truncations():
+                self.say(f"{whose}{cut}")
         return Outcome(metrics, summary or {})
 
 

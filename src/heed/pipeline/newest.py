@@ -8,6 +8,7 @@ from pathlib import Path
 from heed.config import read_yaml
 from heed.errors import UserError
 from heed.feedback.sampler import Checkpoint
+from heed.report.run import belongs, read_object
 
 POLICY_STAGES = ("sft", "ppo", "reinforce", "dpo")
 """Kinds of stages that write a policy, to `model` in their folder."""
@@ -62,8 +63,10 @@ def _trained(spec: str, kinds: Collection[str], what: str) -> str:
 
 def _trained_last(run: Path, kinds: Collection[str]) -> Path | None:
     """The model of the stage of these kinds that was done last."""
+    summary = read_object(run / "summary.json")
     # A stage writes stage.json when all else is there; one that runs again removes it first.
-    done = [(age, path.parent) for path in run.glob("stages/*/stage.json") if _kind(path) in kinds and (age := _changed(path))]
+    places = [path for path in run.glob("stages/*/stage.json") if _kind(path) in kinds and belongs(path.parent.name, summary)]
+    done = [(age, path.parent) for path in places if (age := _changed(path))]
     return max(done)[1] / "model" if done else None
 
 

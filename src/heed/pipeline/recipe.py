@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from heed.config import Document, as_mapping, load_config, parse_yaml, read_yaml
+from heed.config import Document, as_mapping, load_config, parse_yaml, read_yaml, yaml_text
 from heed.errors import UserError, require
 from heed.evaluation import PolicyEvaluation
 from heed.models.backbone import LoRAConfig
@@ -124,6 +124,8 @@ class Recipe:
         require(bool(self.name) and "/" not in self.name, "name", self.name, "a short name that can be part of a path")
         own = sorted({"base", "best_of_n", *STAGES} & set(self.compare))
         require(not own, "compare", ", ".join(own), "names that no policy of the run itself has")
+        dotted = sorted(name for name in self.compare if "." in name)
+        require(not dotted, "compare", ", ".join(dotted), "names without a dot, which parts the names of numbers in rounds.until")
         models = {"model": trained_policy(self.model), "compare": {name: trained_policy(spec) for name, spec in self.compare.items()}}
         models |= {name: trained_reward_model(spec) for name in ("reward", "gold") if (spec := getattr(self, name))}
         for name, value in models.items():
@@ -144,7 +146,7 @@ def recipe_text(recipe: Recipe) -> str:
     """The recipe as YAML, every setting written out; `load_recipe` reads the same recipe back, but for passwords."""
     values = as_mapping(replace(recipe, stages=()))
     values["stages"] = [{stage.kind: without_passwords(as_mapping(stage.config))} for stage in recipe.stages]
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml_text(values)
 
 
 def without_passwords(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,10 +163,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         key, separator, value = override.partition("=")
         if not separator:
             raise UserError(f"--set {override}", expected="key=value, such as ppo.kl_coef=0.1")
-        first, *rest = key.strip().split(".")
-        start = ("stages", first) if first in STAGES else (first,)
-        document = document.with_value((*start, *rest), parse_yaml(value, f"--set {key}").values)
+        document = document.with_value(_place(key.strip().split(".")), parse_yaml(value, f"--set {key}").values)
     return build_recipe(document)
+
+
+def _place(keys: Sequence[str]) -> tuple[str, ...]:
+    """Where in a recipe the setting is that `--set` names."""
+    if keys[0] in STAGES:
+        return ("stages", *keys)
+    if keys[:2] == ["rounds", "until"] and len(keys) > 2:
+        return ("rounds", "until", ".".join(keys[2:]))  # the dots are part of a number's name
+    return tuple(keys)
 
 
 def build_recipe(document: Document) -> Recipe:
@@ -233,13 +242,11 @@ def check_seed(seed: int) -> None:
 
 def parse_bound(name: str, bound: float | str) -> tuple[str, float]:
     """`0.9` and `">= 0.9"` are a least value, `"<= 0.05"` a greatest."""
-    if isinstance(bound, str):
-        sign, number = bound[:2], bound[2:].strip()
-        try:
-            return {"<=": "<=", ">=": ">="}[sign], float(number)
-        except (KeyError, ValueError):
-            raise UserError(f"until.{name} is {bound!r}", expected='a number or a bound such as "<= 0.05"') from None
-    return ">=", float(bound)
+    sign, number = (bound[:2], bound[2:]) if isinstance(bound, str) else (">=", bound)
+    with suppress(ValueError):
+        if sign in ("<=", ">=") and math.isfinite(value := float(number)):
+            return sign, value
+    raise UserError(f"until.{name} is {bound!r}", expected='a finite number or a bound such as "<= 0.05"')
 
 
 def _holds(value: float, sign: str, bound: float) -> bool:

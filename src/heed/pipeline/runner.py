@@ -23,6 +23,7 @@ from heed.pipeline.context import Context, read_json, write_json, write_text
 from heed.pipeline.plan import Output, PlannedStage, Source, plan, settings, stage_hashes
 from heed.pipeline.recipe import Recipe, recipe_text
 from heed.pipeline.stages import STAGES
+from heed.report.run import belongs
 from heed.training.run import Run
 
 Say = Callable[[str], None]
@@ -44,6 +45,8 @@ def run(recipe: Recipe, say: Say = print, *, display: bool = True) -> dict[str, 
         while num_rounds < recipe.rounds.max and not recipe.rounds.reached(session.summary):
             num_rounds += 1
             session.advance(num_rounds, closing=False)
+        if left := sorted(path.name for path in (folder / "stages").iterdir() if not belongs(path.name, session.summary)):
+            say(f"left as they are, for this run has fewer rounds: {', '.join(left)}")
         session.advance(num_rounds, closing=True)
         session.summary["status"] = "complete"
         write_json(folder / "summary.json", session.summary)
@@ -85,6 +88,8 @@ class Session:
     def advance(self, num_rounds: int, *, closing: bool) -> None:
         """Do what is left of the first `num_rounds` rounds or, once they are over, of the stages that close the run."""
         planned = plan(self.recipe, num_rounds)
+        if self.records:
+            self.sum_up(num_rounds)  # a round counts from its beginning, and its stages from theirs
         for number, each in enumerate(planned, start=1):
             if each.name in self.records or each.closing != closing:
                 continue
@@ -92,8 +97,11 @@ class Session:
             own_hash, inputs = stage_hashes(self.recipe, planned, self.records)[each.name]
             started = {"name": each.name, "hash": own_hash, **settings(self.recipe, each.stage), "inputs": inputs}
             self.records[each.name] = self.left_over(started) or self.execute(each, started)
-            self.summary = summarise(self.records, num_rounds)
-            write_json(self.folder / "summary.json", self.summary)
+            self.sum_up(num_rounds)
+
+    def sum_up(self, num_rounds: int) -> None:
+        self.summary = summarise(self.records, num_rounds)
+        write_json(self.folder / "summary.json", self.summary)
 
     def left_over(self, started: Mapping[str, Any]) -> dict[str, Any] | None:
         """The record of a stage that ran before and need not run again; what cannot be used is cleared away."""
@@ -149,8 +157,8 @@ class Session:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What differs between two records of a stage, as `config.lr 1e-05 -> 2e-05`; inputs only by name."""
     found = []
-    for key in now:
-        old, new = before.get(key), now[key]
+    for key in dict.fromkeys((*now, *before)):
+        old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += changes(old, new, f"{prefix}{key}.")
         elif old != new and key != "hash":

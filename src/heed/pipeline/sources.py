@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from heed.models.scalar_model import ScalarModel
 from heed.records import Demonstration, PreferencePair, Prompt, Ranking, Rollout
 from heed.rewards.model import ModelReward
 from heed.rewards.protocol import Reward
-from heed.rewards.python import load_function
+from heed.rewards.python import as_number, load_text_function
 
 Record = Prompt | Demonstration | PreferencePair | Ranking
 Kind = Literal["demonstrations", "prompts", "preferences"]
@@ -90,7 +91,8 @@ def names_function(spec: str) -> bool:
 def load_gold(spec: str, **model_options: Any) -> Gold:
     """The true preference: `testbed`, a function of the texts of prompt and response, or a reward model that stands in for people.
 
-    A function returns the utility, or a mapping that holds `utility` and attributes.
+    A function returns the utility, or a mapping that holds `utility` and attributes, of which one that is None does not apply.
+    Raises UserError where it takes anything but two texts and, when judging, where it returns anything but finite numbers.
     """
     if spec == BUILT_IN:
         from heed.testbed.gold import gold
@@ -98,17 +100,29 @@ def load_gold(spec: str, **model_options: Any) -> Gold:
         return gold
     if not names_function(spec):
         return as_gold(*load_scoring(spec, **model_options))
-    function = load_function(spec)
+    function = load_text_function(spec)
 
     def judge(prompt: Prompt, response: str) -> Mapping[str, float]:
         found = function(prompt.display(), response)
-        if isinstance(found, Mapping) and "utility" in found:
-            return found
-        if isinstance(found, int | float):
-            return {"utility": float(found)}
-        raise UserError(f"{spec} returned {found!r}", expected="a number, or a mapping that holds utility")
+        return _judgement(found, spec, f"{response[:60]!r} to prompt {prompt.id}")
 
     return judge
+
+
+def _judgement(found: object, spec: str, judged: str) -> dict[str, float]:
+    """What a function of the user said of a response, as finite numbers; attributes that do not apply are left out."""
+    said = found if isinstance(found, Mapping) else {"utility": as_number(found)}
+    if said.get("utility") is None:
+        raise UserError(f"{spec} returned {found!r} for {judged}", expected="a number, or a mapping that holds utility")
+    numbers: dict[str, float] = {}
+    for name, value in said.items():
+        if value is None:
+            continue
+        number = as_number(value)
+        if number is None or not math.isfinite(number):
+            raise UserError(f"{spec} gave {value!r} as {name} of {judged}", expected="a finite number")
+        numbers[name] = number
+    return numbers
 
 
 def load_scoring(spec: str, *, max_length: int, **model_options: Any) -> tuple[Reward, Renderer]:
@@ -164,10 +178,10 @@ class Reader(Protocol):
     def context_length(self) -> int: ...
 
 
-def make_renderer(model: Reader, max_length: int, max_new_tokens: int | None = None) -> Renderer:
-    """The model's renderer; prompts leave room for `max_new_tokens` of response where that is given."""
+def make_renderer(model: Reader, max_length: int, max_new_tokens: int | None = None, setting: str = "max_new_tokens") -> Renderer:
+    """The model's renderer; prompts leave room for `max_new_tokens` of response where that is given, by a setting of that name."""
     length = min(max_length, model.context_length)
     if max_new_tokens is not None and max_new_tokens >= length:
-        raise UserError(f"max_new_tokens is {max_new_tokens}", expected=f"fewer than the {length} tokens of prompt and response together")
+        raise UserError(f"{setting} is {max_new_tokens}", expected=f"fewer than the {length} tokens of prompt and response together")
     room = None if max_new_tokens is None else length - max_new_tokens
     return Renderer(model.tokenizer, eos_ids=model.eos_ids, max_length=length, max_prompt_length=room)

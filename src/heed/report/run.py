@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,20 +63,20 @@ class RunData:
 
 
 def load_run(folder: str | Path) -> RunData:
-    """Read a run folder, in whatever state it is.
+    """Read a run folder, in whatever state it is; stages that its summary does not count are left out.
 
     Raises `UserError` where there is no such folder, where it holds no run, or where a file in it is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError("is not a folder", file=folder, expected="the folder of a run")
-    summary = _read_object(folder / "summary.json")
-    places = [path for path in (folder / "stages").glob("*") if path.is_dir()]
+    summary = read_object(folder / "summary.json")
+    places = [path for path in (folder / "stages").glob("*") if path.is_dir() and belongs(path.name, summary)]
     stages = tuple(load_stage(path) for path in sorted(places, key=lambda path: (_round_of(path.name), path.name)))
     if not summary and not stages:
         raise UserError("holds no run: neither summary.json nor stages", file=folder, expected="the folder of a run")
     recipe = folder / "recipe.yaml"
-    ends = [path.stat().st_mtime for path in (folder / "stages").glob("*/stage.json")]
+    ends = [(place / "stage.json").stat().st_mtime for place in places if (place / "stage.json").exists()]
     return RunData(
         name=folder.resolve().name,
         summary=summary,
@@ -87,7 +88,7 @@ def load_run(folder: str | Path) -> RunData:
 
 def load_stage(folder: Path) -> Stage:
     """Read one stage's folder; a stage that was cut off has its configuration and metrics only."""
-    started, record = _read_object(folder / "config.json"), _read_object(folder / "stage.json")
+    started, record = read_object(folder / "config.json"), read_object(folder / "stage.json")
     known = {**started, **record}
     summary = known.get("summary", {})
     measured = "policies" in summary
@@ -109,12 +110,18 @@ def load_stage(folder: Path) -> Stage:
     )
 
 
+def belongs(name: str, summary: Row) -> bool:
+    """False of a stage in a round beyond those that the summary counts: what is left of a run that had more of them."""
+    return _round_of(name) <= summary.get("rounds", math.inf)
+
+
 def _round_of(name: str) -> int:
     found = re.match(r"r(\d+)-", name)
     return int(found[1]) if found else 1
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file; `UserError` where it is damaged."""
     if not path.exists():
         return {}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -67,6 +68,17 @@ def load_function(spec: str) -> Callable[..., Any]:
     return told
 
 
+def load_text_function(spec: str) -> Callable[..., Any]:
+    """The same of a function of two texts, prompt and response; raises UserError where it does not take them."""
+    function, expected = load_function(spec), "(prompt, response)"
+    signature = _signature(function, spec, expected)
+    try:
+        signature.bind("", "")
+    except TypeError:
+        raise UserError(f"{spec} takes {signature}", expected=expected) from None
+    return function
+
+
 @contextmanager
 def _users_faults(file: str | None = None) -> Iterator[None]:
     """Turn what the user's code in `file` raises into a UserError with its place."""
@@ -112,16 +124,35 @@ def _load_file(path: Path) -> ModuleType:
 
 def _num_arguments(function: Callable[..., object], spec: str) -> int:
     """1 or 2, the arguments that the function must be called with."""
-    parameters = inspect.signature(function).parameters.values()
+    expected = "(prompt, response) or (rollouts)"
+    signature = _signature(function, spec, expected)
+    parameters = signature.parameters.values()
     required = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(required) not in (1, 2) or any(p.default is p.empty and p.kind is p.KEYWORD_ONLY for p in parameters):
-        raise UserError(f"{spec} takes {inspect.signature(function)}", expected="(prompt, response) or (rollouts)")
+        raise UserError(f"{spec} takes {signature}", expected=expected)
     return len(required)
 
 
+def _signature(function: Callable[..., object], spec: str, expected: str) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError:  # as of some that are written in C
+        raise UserError(f"{spec} does not say what it takes", expected=expected, fix="call it from a function of your own") from None
+
+
+def as_number(value: object) -> float | None:
+    """A real number, or a tensor of one, as a float; None for anything else."""
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if not isinstance(number, Real):
+        return None
+    try:
+        return float(number)
+    except OverflowError:  # a whole number beyond all floats
+        return math.inf
+
+
 def _number(score: object, spec: str) -> float:
-    if isinstance(score, Tensor) and score.numel() == 1:
-        return float(score)
-    if not isinstance(score, Real):
+    number = as_number(score)
+    if number is None:
         raise UserError(f"{spec} returned {score!r}", expected="a number for each response")
-    return float(score)
+    return number
