@@ -133,7 +133,7 @@ def exported(export: Export) -> list[PreferencePair]:
 
 def key_of(database: Database, name: str) -> str:
     with database.write() as session:
-        row = AccountRow(name=name, role="annotator", avoid=[])
+        row = AccountRow(name=name, password="none", role="annotator", avoid=[])
         session.add(row)
         session.flush()
         number = row.id

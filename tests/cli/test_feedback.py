@@ -113,6 +113,7 @@ def test_a_whole_project_comes_back_equal(location: str, tmp_path: Path, capsys:
         (["import", "DB", "absent.jsonl"], "absent.jsonl: cannot be read: No such file"),
         (["import", "DB", "other.jsonl"], "other.jsonl:1: this is no export of a whole project"),
         (["import", "DB", "broken.jsonl.gz"], "broken.jsonl.gz: cannot be read"),
+        (["import", "DB", "damaged.jsonl.gz"], "damaged.jsonl.gz: cannot be read: Error -3 while decompressing"),
         (["status", "other.jsonl"], "cannot open sqlite:///other.jsonl"),
     ],
 )
@@ -124,8 +125,14 @@ def test_faults_are_told_in_one_line_and_write_nothing(
     monkeypatch.chdir(folder)
     (folder / "other.jsonl").write_text(json.dumps({"prompt": "x"}) + "\n" * 3000)
     (folder / "broken.jsonl.gz").write_bytes(b"no gzip")
+    (folder / "damaged.jsonl.gz").write_bytes(gzip.compress(b"{}")[:10] + b"\xff" * 40)
     assert main(["feedback", *(location if word == "DB" else word for word in words)]) == 2
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
-    assert {path.name for path in folder.iterdir()} <= {"other.jsonl", "broken.jsonl.gz", *(["o"] if "--card" in words else [])}
+    assert {path.name for path in folder.iterdir()} <= {
+        "other.jsonl",
+        "broken.jsonl.gz",
+        "damaged.jsonl.gz",
+        *(["o"] if "--card" in words else []),
+    }

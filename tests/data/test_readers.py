@@ -243,6 +243,10 @@ PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
         ([{**PAIR, "chosen": 3}], 1, "`chosen` is a number", "text"),
         ([{**PAIR, "chosen": {"a": 1}}], 1, "`chosen` is an object", "text"),
         ([{**PAIR, "chosen": "\ud800"}], 1, "`chosen` holds half a character ('\\ud800')", "Unicode"),
+        ([{**PAIR, "tags": {"k": "\ud800"}}], 1, "`tags` holds half a character ('\\ud800')", "Unicode"),
+        ([{**PAIR, "tags": {"\ud800": "v"}}], 1, "`tags` holds half a character ('\\ud800')", "Unicode"),
+        ([PAIR, '{"prompt": "a", "chosen": "b", "rejected": "c", "rejected": "d"}\n'], 2, "the key 'rejected' twice", "each once"),
+        (['{"prompt": "a", "chosen": "b", "rejected": "c", "tags": {"k": "1", "k": "2"}}\n'], 1, "the key 'k' twice", "each once"),
         ([PAIR, {"chosen": "b", "rejected": "c"}], 2, "`prompt` is missing", "prompt + chosen + rejected"),
         (
             [{"chosen": "a b", "rejected": "a c"}, PAIR],
@@ -412,6 +416,7 @@ def test_json_lists_know_their_lines(tmp_path: Path) -> None:
         ('[{"prompt": "a"},\n]', ":2: Expecting value at column 1"),
         ("[" * 100_000, ":1: maximum recursion depth"),
         ("[]", ": there are no rows"),
+        ('[{"prompt": "a"},\n\n {"prompt": "b", "prompt": "c"}]', ":3: the key 'prompt' twice; expected each once"),
     ):
         path.write_text(text)
         assert f"{path}{message}" in message_of(read_prompts, path)
@@ -451,11 +456,14 @@ def test_csv(tmp_path: Path) -> None:
         ('prompt\n"a\nb"\n"c\n', ":4: broken CSV"),
         ("prompt,response\na,b\nc,\n", ":3: `response` is empty"),
         ("question,answer\na,b\n", ":2: the fields question, answer"),
+        ("\nprompt,chosen,rejected,rejected\na,b,c,d\n", ":2: the column 'rejected' twice; expected each once"),
         ("prompt\n", ": there are no rows"),
         ("", ": there are no rows"),
     ):
         path.write_text(text)
         assert f"{path}{message}" in message_of(read_prompts, path)
+    path.write_text("prompt,,\na,,\n")
+    assert read_prompts(path).records == [Prompt("a")]
     path.write_text("prompt,chosen,rejected,label\na,b,c,good\n")
     assert "`label` is 'good'; expected a number from 0 to 1" in message_of(read_preferences, path)
 
@@ -469,6 +477,8 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_preferences(path).records == [PreferencePair(ASKED, "Hello.", "Go away.", weight=2.0)] * 3000
     parquet.write_table(arrow.Table.from_pylist(rows), path)
     assert f"{path}:3001: `rejected` is an empty list" in message_of(read_preferences, path)
+    parquet.write_table(arrow.Table.from_arrays([arrow.array(["a"])] * 2, names=["prompt", "prompt"]), path)
+    assert "the column 'prompt' twice; expected each once" in message_of(read_prompts, path)
     path.write_bytes(b"PAR1 not really")
     assert "broken parquet data" in message_of(read_preferences, path)
     assert "No such file" in message_of(read_preferences, tmp_path / "absent.parquet")

@@ -39,7 +39,7 @@ class Team:
 
     def annotator(self, name: str, **limits: Any) -> int:
         with self.database.write() as session:
-            row = AccountRow(name=name, password="none", role="annotator", **{"avoid": [], **limits})
+            row = AccountRow(name=name, password="none", **{"role": "annotator", "avoid": [], **limits})
             session.add(row)
             session.flush()
             return row.id

@@ -17,6 +17,7 @@ from sqlalchemy import select
 
 from heed.errors import UserError
 from heed.feedback import accounts as module
+from heed.feedback import database as databases
 from heed.feedback.accounts import LOG_PAGE, MOST_A_DAY, SESSION_DAYS, Account, Accounts, Role, check_name, name_key
 from heed.feedback.database import Database
 from heed.feedback.projects import Conflict, NotFound, Projects, ProjectSettings
@@ -152,6 +153,24 @@ def test_an_invitation_that_was_withdrawn_is_good_for_nothing(accounts: Accounts
         accounts.withdraw(found.digest, olga)
     withdrawn, made = accounts.log("invite")[:2]
     assert (withdrawn.action, withdrawn.who, withdrawn.detail) == ("invite.withdraw", "Olga", made.detail)
+
+
+def test_invitations_of_someone_who_is_deleted_or_may_invite_no_more_are_good_for_nothing(crowded: Accounts) -> None:
+    olga, otto = (join(crowded, name, "owner") for name in ("Olga", "Otto"))
+    lea, lisa = (join(crowded, name, "lead") for name in ("Lea", "Lisa"))
+    tokens = {who.name: crowded.invite("lead", who.id) for who in (olga, otto, lea, lisa)}
+    to_own = crowded.invite("owner", otto.id)
+    crowded.delete(lea.id, olga.id)
+    crowded.change_role(lisa.id, "annotator", olga.id)
+    crowded.change_role(otto.id, "lead", olga.id)
+    assert {invitation.invited_by for invitation in crowded.invitations()} == {"Olga", "Otto"}
+    for token in (tokens["Lea"], tokens["Lisa"], to_own):
+        with pytest.raises(NotFound, match="no longer good"):
+            crowded.accept(token, "Eve", PASSWORD)
+    assert len(crowded.log("invite.withdraw")) == 3
+    with pytest.raises(NotFound):
+        crowded.invite("lead", lea.id)
+    assert crowded.accept(tokens["Otto"], "Ann", PASSWORD).role == "lead"
 
 
 def test_an_invitation_that_was_accepted_cannot_be_withdrawn(accounts: Accounts) -> None:
@@ -423,7 +442,7 @@ def test_answers_that_are_given_while_their_author_is_deleted_are_signed_by_the_
 
 def test_another_spelling_of_a_name_that_came_with_a_project_locks_no_one_out(accounts: Accounts) -> None:
     with accounts.database.write() as session:
-        session.add(AccountRow(name="ANN", role="annotator", avoid=[], deleted_at=utc_now()))
+        session.add(AccountRow(name="ANN", role="annotator", avoid=[]))
         session.add(AccountRow(name="Ann", role="annotator", avoid=[], password=module._hasher.hash(PASSWORD)))
     assert accounts.sign_in("ann", PASSWORD) is not None
 
@@ -580,3 +599,29 @@ def test_nothing_of_someone_who_was_forgotten_is_left_in_the_file(accounts: Acco
     after = (tmp_path / "feedback.db").read_bytes()
     assert not any(word in after for word in (b"Xanthippe", b"Spiderwoman", b"arachnids"))
     assert [path.name for path in tmp_path.iterdir()] == ["feedback.db"]
+
+
+def test_nothing_of_someone_who_was_forgotten_is_left_beside_the_file_while_it_is_open(accounts: Accounts, tmp_path: Path) -> None:
+    def found() -> int:
+        return sum(path.read_bytes().count(b"Xanthippe") for path in tmp_path.iterdir())
+
+    olga, ann = join(accounts, "Olga", "owner"), join(accounts, "Xanthippe")
+    assert found() > 0
+    accounts.delete(ann.id, olga.id)
+    assert found() == 0
+
+
+def test_what_someone_is_still_reading_goes_with_the_first_write_after(
+    accounts: Accounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(databases, "CLEAR_TIMEOUT", 0.1)
+    olga, ann = join(accounts, "Olga", "owner"), join(accounts, "Xanthippe")
+    log = tmp_path / "feedback.db-wal"
+    with accounts.database.read() as session:
+        assert session.scalar(select(AccountRow.name).where(AccountRow.id == ann.id)) == "Xanthippe"
+        accounts.delete(ann.id, olga.id)
+        accounts.invite("annotator", olga.id)
+        assert b"Xanthippe" in log.read_bytes()
+    accounts.invite("annotator", olga.id)
+    assert b"Xanthippe" not in log.read_bytes()
+    assert b"Xanthippe" not in (tmp_path / "feedback.db").read_bytes()

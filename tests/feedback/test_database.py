@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from heed.errors import UserError
 from heed.feedback.database import Database, config_of
-from heed.feedback.schema import AuditRow, Base, ProjectRow
+from heed.feedback.schema import AccountRow, AuditRow, Base, ItemRow, ProjectRow, PromptRow
 from heed.feedback.store import FeedbackStore
 from heed.records import Judgement, Prompt, Response
 
@@ -53,6 +53,37 @@ def test_judgements_of_a_file_without_revision_are_kept(tmp_path: Path) -> None:
     store.add_judgement(judgement)
     assert store.judgements() == [judgement]
     assert differences(store.database) == []
+
+
+def test_people_of_files_and_categories_that_an_older_version_left_are_put_right(location: str) -> None:
+    engine = create_engine(location if "://" in location else f"sqlite:///{location}")
+    with engine.begin() as connection:
+        command.upgrade(config_of(connection), "0003")
+        for row in (
+            "prompts (number, id, content, tags) VALUES (1, 'war', '\"War?\"', '{\"categories\": \"Violence\"}')",
+            "prompts (number, id, content, tags) VALUES (2, 'ill', '\"Ill?\"', '{\"kind\": \"a\"}')",
+            "projects (id, name, settings, revision, created_at) VALUES (1, 'p', '{}', 1, '2024-05-06')",
+            *(
+                "items (id, project_id, prompt_id, digest, remaining, shuffle, priority, categories) "
+                f"VALUES ({i}, 1, '{prompt}', '{i}', 1, 0, 0, '{held}')"
+                for i, prompt, held in ((1, "war", "[]"), (2, "ill", '["drugs"]'), (3, "ill", "[]"))
+            ),
+            *(
+                "accounts (id, name, role, avoid, created_at, deleted_at) "
+                f"VALUES ({i}, '{name}', 'annotator', '[]', '2024-05-06', '2024-05-06')"
+                for i, name in ((1, "Paula"), (2, "annotator-0badcafe"))
+            ),
+            "audit (at, account_id, action, detail) VALUES ('2024-05-06', 2, 'account.delete', '{\"account\": 2}')",
+        ):
+            connection.exec_driver_sql(f"INSERT INTO {row}")
+    engine.dispose()
+    with closing(Database(location)) as database, database.read() as session:
+        assert session.scalars(select(AccountRow.name).where(AccountRow.deleted_at.is_(None))).all() == ["Paula"]
+        assert session.scalars(select(ItemRow.categories).order_by(ItemRow.id)).all() == [["violence"], ["drugs"], ["drugs"]]
+        assert session.scalars(select(PromptRow.tags).order_by(PromptRow.number)).all() == [
+            {"categories": "Violence"},
+            {"kind": "a", "categories": "drugs"},
+        ]
 
 
 def test_tables_of_a_newer_heed_are_left_alone(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from heed.data.check import check
 from heed.data.readers import read_demonstrations, read_preferences
 from heed.data.writers import write_jsonl
 from heed.errors import UserError
@@ -164,6 +165,17 @@ def test_kto_labels_come_from_ranks_and_flags(team: Team) -> None:
     found = {row["response"]: (row["label"], row["annotators"], row["agreement"]) for row in rows(team, "kto")}
     # b and c are in the middle to ann; d is bad to ann and good to ben.
     assert found == {"a": (False, ["ann", "ben"], 1.0), "b": (True, ["ben"], 0.5), "c": (False, ["ben"], 0.5)}
+
+
+def test_kto_has_no_responses_that_say_nothing(team: Team, tmp_path: Path) -> None:
+    project = team.project(items=0, num_responses=3)
+    team.projects.add_items(project.id, [(Prompt("Q?"), [Response("good"), Response(" \n"), Response("")])], None)
+    say(team, project.id, "ann", {"good": 1, " \n": 3, "": 2}, flags={"toxic": [""]})
+    export = Export(team.database, "project", "kto")
+    write_jsonl(tmp_path / "kto.jsonl", list(export.rows()))
+    assert export.left_out == {"empty responses": 2}
+    report = check(tmp_path / "kto.jsonl")
+    assert (report.num_rows, report.ok) == (1, True)
 
 
 def test_kto_labels_come_from_ratings_where_nothing_is_compared(team: Team) -> None:

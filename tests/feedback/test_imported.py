@@ -11,9 +11,9 @@ from heed.feedback.database import Database
 from heed.feedback.disputes import disputes, standing_judgements
 from heed.feedback.export import Export
 from heed.feedback.imported import AddedRankings, add_rankings
-from heed.feedback.projects import Added, NotFound
+from heed.feedback.projects import Added, Conflict, NotFound
 from heed.feedback.quality import quality
-from heed.feedback.schema import utc_now
+from heed.feedback.schema import AccountRow, utc_now
 from heed.feedback.store import FeedbackStore
 from heed.feedback.transfer import project_rows
 from heed.records import Prompt, Ranking, Response
@@ -154,9 +154,43 @@ def test_nobody_can_sign_in_as_an_annotator_that_came_with_a_file_and_the_log_te
     accounts = Accounts(team.database)
     assert [account.name for account in accounts.all()] == ["Lea"]
     assert accounts.sign_in("Paper", "") is None
+    (paper,) = accounts.imported()
+    for attempt in (
+        lambda: accounts.start_session(paper.id),
+        lambda: accounts.new_token(paper.id, "key"),
+        lambda: accounts.invite("annotator", paper.id),
+        lambda: accounts.change_role(paper.id, "owner", lea),
+        lambda: accounts.change(paper.id, lea, daily_cap=3),
+        lambda: accounts.change_password(paper.id, "", "a long enough password"),
+        lambda: team.tasks.next(project.id, paper.id),
+    ):
+        with pytest.raises(NotFound):
+            attempt()
     (entry,) = accounts.log("answers.import")
     assert (entry.who, entry.detail["new"], entry.detail["project"]) == ("Lea", 1, project.id)
     assert "Paper" not in str(accounts.log())
+
+
+def test_someone_who_came_with_a_file_is_forgotten_as_others_are(team: Team) -> None:
+    project, accounts = team.project(items=2), Accounts(team.database)
+    owner = team.annotator("Olga", role="owner")
+    add_rankings(team.database, project.id, rankings(2), "Paula Person", None)
+    (paula,) = accounts.imported()
+    assert (paula.name, paula.role) == ("Paula Person", "annotator")
+    pseudonym = accounts.delete(paula.id, owner)
+    assert accounts.imported() == []
+    assert [answer.annotator for answer in standing_answers(team.database, project.id).answers] == [pseudonym] * 2
+    assert "Paula" not in str([list(project_rows(team.database, project.id)), FeedbackStore(team.database).judgements()])
+    with pytest.raises(NotFound):
+        accounts.delete(paula.id, owner)
+
+
+def test_who_came_with_a_file_is_no_owner_that_is_left(team: Team) -> None:
+    owner = team.annotator("Olga", role="owner")
+    with team.database.write() as session:
+        session.add(AccountRow(name="Paula", role="owner", avoid=[]))
+    with pytest.raises(Conflict, match="no owner would be left"):
+        Accounts(team.database).delete(owner, owner)
 
 
 def test_pairs_of_a_project_that_compares_two(team: Team) -> None:

@@ -184,6 +184,53 @@ def test_categories_come_from_the_tag_of_the_prompt(projects: Projects, database
     assert [row.categories for row in items_of(database)] == [["violence", "self-harm"]]
 
 
+def test_categories_of_a_prompt_only_grow_and_hold_for_its_items_in_every_project(projects: Projects, database: Database) -> None:
+    first, second = (projects.create(name, ProjectSettings(num_responses=2), None) for name in "pq")
+    for project, tags, told in (
+        (first, {"categories": "violence, Gore"}, ["violence", "gore"]),
+        (second, {}, ["violence", "gore"]),
+        (second, {"categories": ""}, ["violence", "gore"]),
+        (second, {"categories": "GORE,self-harm"}, ["violence", "gore", "self-harm"]),
+    ):
+        projects.add_items(project.id, [(Prompt("War?", tags), responses("ab")), (Prompt("Peace?"), responses("ab"))], None)
+        assert {tuple(row.categories) for row in items_of(database)} == {tuple(told), ()}
+    assert [prompt.tags for prompt in FeedbackStore(database).prompts()] == [{"categories": "violence, Gore, self-harm"}, {}]
+    split = [(Prompt("How?"), responses("ab")), (Prompt("How?", {"categories": "violence"}), responses("cd"))]
+    projects.add_items(first.id, split, None)
+    assert [row.categories for row in items_of(database)[-2:]] == [["violence"]] * 2
+
+
+def test_what_someone_avoids_is_covered_for_all_others(projects: Projects, database: Database) -> None:
+    team = Team(database)
+    ann, ben = team.annotator("ann", avoid=["violence"]), team.annotator("ben")
+    first, second = (projects.create(name, ProjectSettings(num_responses=2), None) for name in "pq")
+    projects.add_items(first.id, [(Prompt("War?", {"categories": "violence"}), responses("ab"))], None)
+    projects.add_items(second.id, [(Prompt("War?", {"categories": ""}), responses("ab"))], None)
+    for project in (first, second):
+        assert team.tasks.next(project.id, ann) is None
+        assert team.take(project.id, ben).prompt.tags["categories"] == "violence"
+
+
+def test_categories_come_while_annotators_are_at_work(projects: Projects, database: Database) -> None:
+    team = Team(database)
+    made = [team.project(name, items=0, responses=2) for name in "pq"]
+    items = [(f"{i}?", responses("ab")) for i in range(30)]
+    for project in made:
+        projects.add_items(project.id, [(Prompt(text), found) for text, found in items], None)
+
+    def add(number: int) -> None:
+        told = {"categories": f"c{number}"}
+        projects.add_items(made[number % 2].id, [(Prompt(text, told), found) for text, found in items], None)
+
+    with ThreadPoolExecutor(4) as pool:
+        working = [pool.submit(team.work, project.id, team.annotator(f"ann {project.name}"), 30) for project in made]
+        working += [pool.submit(add, number) for number in range(6)]
+        for each in working:
+            each.result()
+    assert {frozenset(row.categories) for row in items_of(database)} == {frozenset(f"c{i}" for i in range(6))}
+    assert team.drifted() == []
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -131,6 +131,31 @@ def test_the_interval_is_that_of_items_drawn_again_and_holds_the_truth_as_often_
     assert held >= 52
 
 
+@pytest.mark.parametrize("ranks", [[(1, 2), (1, 2)], [(1, 2), (2, 1)], [(1, 1), (1, 2)]])
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_items_that_all_say_the_same_are_no_certainty(ranks: list[tuple[int, ...]], count: int):
+    def of(count: int) -> Quality:
+        return quality(stand([answer(item(n, 2), name, said) for n in range(count) for name, said in zip("ab", ranks, strict=True)]), 2)
+
+    few, many = of(count), of(10 * count)
+    stats = pytest.importorskip("scipy.stats")
+    wilson = stats.binomtest(count, count).proportion_ci(method="wilson")
+    for found, more in ((few.agreement, many.agreement), (few.alpha, many.alpha)):
+        assert found is not None
+        assert more is not None
+        assert found.low <= found.value <= found.high
+        assert 0 < more.high - more.low < found.high - found.low
+        assert found.low >= -1
+        assert found.high <= 1
+    if ranks[0] == ranks[1]:
+        assert few.agreement == pytest.approx((1.0, wilson.low, 1.0), abs=1e-6)
+        assert few.ceiling is not None
+        assert few.ceiling.low == pytest.approx(noise_ceiling(wilson.low))
+        assert few.alpha is not None
+        # By chance a value differs from 2n of the 4n - 1 others: about half.
+        assert few.alpha[:2] == pytest.approx((1.0, max(-1, 1 - (1 - wilson.low) / (2 * count / (4 * count - 1)))), abs=1e-6)
+
+
 def renamed(found: list[Judgement], number: int) -> list[Judgement]:
     return [Judgement(Prompt(f"draw {number}"), j.responses, j.ranks, j.annotator) for j in found]
 
@@ -239,6 +264,12 @@ def test_progress_counts_what_is_wanted_and_not_what_is_given_beyond():
     assert (found.items, found.wanted, found.done, found.answers, found.gold, found.again) == (3, 6, 3, 6, 1, 1)
     assert found.skips == (("unclear", 2), ("too long", 1))
     assert found.flags == (("toxic", 3), ("made up", 1))
+
+
+def test_a_flag_counts_once_for_each_annotator_however_often_they_are_asked():
+    said = [("ada", "random", (0,)), ("ada", "again", (0, 1)), ("bob", "random", (0,))]
+    standing = stand([answer(item(0), name, (1, 2, 3), reason=why, flags={"toxic": places}) for name, why, places in said])
+    assert progress(standing, 2).flags == (("toxic", 3),)
 
 
 def test_the_end_is_where_the_pace_leads_gold_items_and_repetitions_included():

@@ -51,7 +51,7 @@ def server(database: Database) -> Iterator[str]:
 
 def key_of(database: Database, name: str, role: str = "annotator") -> str:
     with database.write() as session:
-        row = AccountRow(name=name, role=role, avoid=[])
+        row = AccountRow(name=name, password="none", role=role, avoid=[])
         session.add(row)
         session.flush()
         number = row.id

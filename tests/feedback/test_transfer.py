@@ -37,6 +37,7 @@ from tests.feedback.team import Team, alphabetical
 from tests.postgres import POSTGRES
 
 PASSWORD = "a long enough password"
+POINT = {"items": 5, "answers": 10, "pairs": 30, "accuracy": 0.5, "low": 0.1, "high": 1.0, "ceiling": None}
 LABELLED = (ProjectRow, ItemRow, LeaseRow, AnswerRow, JudgementRow, DecisionRow)
 TABLES = (*LABELLED, WaitingPromptRow, RewardModelRow, RewardScoreRow, LearningCurveRow)
 
@@ -110,7 +111,7 @@ def add_models(database: Database, project_id: int) -> None:
             session.flush()
             session.add_all(RewardScoreRow(reward_model_id=model.id, response_id=i, score=i / 7 - 3) for i in scored)
         for accuracy in (0.5, 0.625):
-            points = [{"answers": 10, "pairs": 30, "accuracy": accuracy, "low": 0.1, "high": 1.0}]
+            points = [{**POINT, "accuracy": accuracy}, {**POINT, "answers": 20}]
             session.add(LearningCurveRow(project_id=project_id, model="m", points=points, created_at=noon))
 
 
@@ -166,6 +167,15 @@ def test_a_file_of_the_first_version_is_still_read(written: list[bytes], tmp_pat
     again = lines(there)
     assert json.loads(again[0])["version"] == 2
     assert again[1:-1] == rest
+
+
+def test_categories_that_an_older_heed_wrote_of_an_item_alone_are_its_prompts_too(team: Team, tmp_path: Path) -> None:
+    war = team.projects.create("war", team.projects.get("project").settings, None)
+    team.projects.add_items(war.id, [(Prompt("War?", {"kind": "odd"}), [Response("a"), Response("b")])], None)
+    there = Team(Database(tmp_path / "there.db"))
+    project = import_project(there.database, changed(lines(team.database, "war"), "item", categories=["violence"]), "p.jsonl")
+    assert there.take(project.id, there.annotator("new")).prompt.tags == {"kind": "odd", "categories": "violence"}
+    assert there.tasks.next(project.id, there.annotator("ann", avoid=["Violence"])) is None
 
 
 def test_conversations_keep_their_messages(team: Team, tmp_path: Path) -> None:
@@ -230,6 +240,7 @@ def test_secrets_stay_and_the_people_of_a_project_cannot_sign_in_there(database:
     import_project(there, written.splitlines(), "p.jsonl")
     assert Accounts(there).sign_in("Ann", PASSWORD) is None
     assert Accounts(there).all() == []
+    assert [account.name for account in Accounts(there).imported()] == ["Ann"]
     with pytest.raises(Conflict, match="taken"):
         Accounts(there).accept(Accounts(there).invite("annotator", None), "Ann", PASSWORD)
 
@@ -257,6 +268,17 @@ def changed(written: list[bytes], record: str, **values: Any) -> list[bytes]:
     """The lines, with the first record of a kind changed."""
     number = next(i for i, line in enumerate(written) if json.loads(line).get("record") == record)
     return [*written[:number], json.dumps({**json.loads(written[number]), **values}).encode(), *written[number + 1 :]]
+
+
+def without_first(written: list[bytes], record: str) -> list[bytes]:
+    number = next(i for i, line in enumerate(written) if json.loads(line).get("record") == record)
+    left = [*written[:number], *written[number + 1 : -1]]
+    return [*left, json.dumps({"record": "end", "lines": len(left)}).encode()]
+
+
+def twice_first(written: list[bytes], record: str) -> list[bytes]:
+    number = next(i for i, line in enumerate(written) if json.loads(line).get("record") == record)
+    return [*written[: number + 1], *written[number:]]
 
 
 def of(kind: str, **values: Any) -> Callable[[list[bytes]], list[bytes]]:
@@ -307,6 +329,16 @@ def of(kind: str, **values: Any) -> Callable[[list[bytes]], list[bytes]]:
         (of("scores", scores=[1.0]), r"1 scores; expected one for each of 3 responses"),
         (of("scores", scores=[1.0, 2.0, "3"]), r"scores\.scores\.2"),
         (of("learning_curve", points={}), r"learning_curve\.points"),
+        (of("learning_curve", points=[]), r"p\.jsonl:\d+: learning_curve\.points: .*at least 1 item"),
+        (of("learning_curve", points=[{**POINT, "accuracy": "good"}]), r"learning_curve\.points\.0\.accuracy"),
+        (of("learning_curve", points=[{**POINT, "answers": 0}]), r"learning_curve\.points\.0\.answers"),
+        (of("learning_curve", points=[POINT] * 3), r"points from 10, 10, 10 answers; expected each from more than the one before"),
+        (lambda w: [b"[" * 100_000], r"p\.jsonl:1: this is no export of a whole project"),
+        (of("lease", state="open"), r"p\.jsonl:\d+: an answer to a lease that is open"),
+        (of("lease", state="skipped"), r"p\.jsonl:\d+: an answer to a lease that is skipped; expected .* another state in line 31"),
+        (lambda w: without_first(w, "answer"), r"p\.jsonl:31: a lease that was answered; expected a line that says how"),
+        (of("answer", undone_at="2024-05-06T09:00:00"), r"p\.jsonl:31: a lease that was answered; expected .* was not undone"),
+        (lambda w: twice_first(w, "answer"), r"p\.jsonl:\d+: a second answer to the lease of line 31"),
         (lambda w: [*w[:3], w[2], *w[3:]], r"its lines contradict each other"),
     ],
 )

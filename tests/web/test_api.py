@@ -42,7 +42,7 @@ def program(database: Database) -> MakeProgram:
 
     def make(name: str, role: Role) -> Program:
         with database.write() as session:  # without a password, whose hashing takes its time
-            row = AccountRow(name=name, role=role, avoid=[])
+            row = AccountRow(name=name, role=role, password="a hash", avoid=[])
             session.add(row)
             session.flush()
             number = row.id
@@ -418,6 +418,19 @@ def test_what_someone_avoids_is_theirs_to_say(program: MakeProgram):
     capped = lea.put(f"/people/{ann.account.id}/daily-cap", json={"daily_cap": 2}).json()
     assert (capped["daily_cap"], capped["avoid"]) == (2, ["violence"])
     assert ann.get("/me/data").json()["account"]["daily_cap"] == 2
+
+
+def test_a_cap_that_a_lead_sets_leaves_what_someone_comes_to_avoid_meanwhile(program: MakeProgram, monkeypatch: pytest.MonkeyPatch):
+    lea, ann = program("Lea", "lead"), program("Ann", "annotator")
+    change = Accounts.change
+
+    def just_after_ann(accounts: Accounts, account_id: int, by: int, **limits: Any) -> Account:
+        change(accounts, account_id, account_id, daily_cap=None, avoid=["violence"])
+        return change(accounts, account_id, by, **limits)
+
+    monkeypatch.setattr(Accounts, "change", just_after_ann)
+    capped = lea.put(f"/people/{ann.account.id}/daily-cap", json={"daily_cap": 2}).json()
+    assert (capped["daily_cap"], capped["avoid"]) == (2, ["violence"])
 
 
 def test_the_audit_log_comes_newest_first_in_pages(program: MakeProgram, site: Site):

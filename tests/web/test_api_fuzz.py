@@ -44,7 +44,9 @@ PROJECTS = {
 def fill(database: Database) -> str:
     """People, projects with items, and tasks in every state; returns an owner's key."""
     with database.write() as session:
-        session.add_all(AccountRow(name=f"Person {i}", role="annotator" if i else "owner", avoid=[]) for i in range(PEOPLE))
+        session.add_all(
+            AccountRow(name=f"Person {i}", role="annotator" if i else "owner", password="a hash", avoid=[]) for i in range(PEOPLE)
+        )
     projects, tasks = Projects(database), Tasks(database)
     for name, chosen in PROJECTS.items():
         project = projects.create(name, chosen, 1)

@@ -80,7 +80,7 @@ def test_it_says_how_far_the_work_is_and_what_the_answers_show(person: Make, sha
     said = text_of(page)
     assert "15 of 20 answers 75 %" in said
     assert "10 items, 2 annotators each" in said
-    assert "Agreement 100 % 100 to 100 %" in said
+    assert "Agreement 100 % 57 to 100 %" in said
     assert "Alpha 1.00" in said
     assert "Noise ceiling 100 %" in said
     assert "Longer preferred 100 %" in said

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -30,6 +33,13 @@ def lease_on(page: str) -> str:
     found = re.search(r'action="/tasks/(\d+)/answer"', page)
     assert found is not None
     return found[1]
+
+
+def undo_on(person: Person, page: str):
+    """Press Undo on a page, without following where that leads."""
+    found = re.search(r'action="(/projects/\d+/undo)".*?name="answer" value="(\d+)"', page, re.DOTALL)
+    assert found is not None
+    return person.submit(found[1], {"answer": found[2]})
 
 
 def make(database: Database, *, prompts: list[Prompt] | None = None, **settings: object) -> Project:
@@ -87,8 +97,9 @@ def test_ratings_flags_and_the_ideal_response_are_kept_in_one_answer(person: Mak
     ann = person("Ann", "annotator")
     task = Tasks(database).next(project.id, ann.account.id)
     assert task is not None
-    rated = {"rating_0_0": "7", "rating_0_1": "1", "rating_1_0": "4", "rating_1_1": "5"}
-    fields: dict[str, object] = {"rank_0": "1", "rank_1": "2", **rated, "flag_0_1": "on", "flag_2_0": "on", "ideal": "best", "note": ""}
+    rated = {"rating_helpful_0": "7", "rating_helpful_1": "1", "rating_honest_0": "4", "rating_honest_1": "5"}
+    flagged = {"flag_toxic_1": "on", "flag_made%20up_0": "on"}
+    fields: dict[str, object] = {"rank_0": "1", "rank_1": "2", **rated, **flagged, "ideal": "best", "note": ""}
     assert ann.submit(f"/tasks/{task.lease_id}/answer", fields).status_code == 303
     shown = Tasks(database).undo(project.id, ann.account.id)
     assert shown is not None
@@ -111,8 +122,8 @@ def test_ratings_flags_and_the_ideal_response_are_kept_in_one_answer(person: Mak
         {"rank_0": "2", "rank_1": "2", "rank_2": "3"},
         {"rank_3": "1"},
         {"strength": "1"},
-        {"rating_0_0": "1"},
-        {"flag_9_0": "on"},
+        {"rating_helpful_0": "1"},
+        {"flag_rude_0": "on"},
         {"ideal": "not asked for"},
         {"note": "x" * 20_001},
     ],
@@ -122,12 +133,12 @@ def test_a_form_that_will_not_do_comes_back_as_it_was(
 ) -> None:
     ann = person("Ann", "annotator")
     lease = lease_on(ann.get(f"/projects/{project.id}/label").text)
-    fields = {name: value for name, value in {**RANKED, "note": "my <note>", "flag_1_1": "on", **wrong}.items() if value is not None}
+    fields = {name: value for name, value in {**RANKED, "note": "my <note>", "flag_harmful_1": "on", **wrong}.items() if value is not None}
     back = ann.submit(f"/tasks/{lease}/answer", fields)
     assert back.status_code == 422
     assert "Not saved" in text_of(back.text)
     assert lease_on(back.text) == lease
-    assert re.search(r'name="flag_1_1" checked', back.text)
+    assert re.search(r'name="flag_harmful_1" checked', back.text)
     if "note" not in wrong:
         assert "my &lt;note&gt;</textarea>" in back.text
     kept = {name: value for name, value in fields.items() if name.startswith("rank_") and value in ("1", "2", "3") and name != "rank_3"}
@@ -135,6 +146,76 @@ def test_a_form_that_will_not_do_comes_back_as_it_was(
         assert re.search(rf'name="{name}" value="{value}" required checked', back.text)
     with database.read() as session:
         assert session.scalars(select(JudgementRow)).all() == []
+
+
+ODD = ("5\" & 'tall'", "a_0", "50%_0", "é, <b>")
+"""Names of attributes that a form must not mix up."""
+
+
+def fill_in(page: str, **values: str) -> dict[str, object]:
+    """What a browser sends of a page: its ratings and flags as told by what stands beside them, and the rest as it is."""
+    fields: dict[str, object] = {"rank_0": "1", "rank_1": "2", "ideal": "", "note": ""}
+    fields |= dict(re.findall(r'name="(revision)" value="(\d+)"', page))
+    for legend, name in re.findall(r'<fieldset class="choices rating">\s*<legend>([^<]*)</legend>.*?name="([^"]*)"', page, re.DOTALL):
+        fields[html.unescape(name)] = values[html.unescape(legend)]
+    for name, label in re.findall(r'name="(flag_[^"]*_0)".*?</kbd>([^<]*)</span>', page):
+        fields |= {html.unescape(name): "on"} if html.unescape(label) in values else {}
+    return fields
+
+
+def test_an_answer_is_stored_by_the_names_that_were_shown_whatever_their_order_now(person: Make, database: Database) -> None:
+    project = make(database, num_responses=2, ratings=ODD, flags=ODD)
+    ann = person("Ann", "annotator")
+    page = ann.get(f"/projects/{project.id}/label").text
+    said = fill_in(page, **{name: str(i + 1) for i, name in enumerate(ODD)})
+    del said["flag_50%25_0_0"]
+    Projects(database).change(project.id, replace(project.settings, ratings=ODD[::-1], flags=("new", *ODD[::-1])), 1, None)
+    assert ann.submit(f"/tasks/{lease_on(page)}/answer", said).status_code == 303
+    shown = Tasks(database).undo(project.id, ann.account.id)
+    assert shown is not None
+    assert shown.answer is not None
+    assert shown.answer.ratings == {name: (i + 1, i + 1) for i, name in enumerate(ODD)}
+    assert shown.answer.flags == dict.fromkeys((ODD[0], ODD[1], ODD[3]), (0,))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ratings": ("kind",)},
+        {"ratings": ("kind", "true", "short")},
+        {"ratings": ("kind", "honest")},
+        {"flags": ("harmful",)},
+        {"compare": "pairwise"},
+        {"ideal": False},
+    ],
+)
+def test_an_answer_that_no_longer_fits_what_is_asked_is_shown_again(person: Make, database: Database, change: dict[str, object]) -> None:
+    project = make(database, num_responses=2, ratings=("kind", "true"), flags=("toxic", "harmful"), ideal=True)
+    ann = person("Ann", "annotator")
+    page = ann.get(f"/projects/{project.id}/label").text
+    said = fill_in(page, kind="3", true="4", toxic="") | {"ideal": "A better one", "note": "mine"}
+    Projects(database).change(project.id, replace(project.settings, **change), 1, None)  # pyright: ignore[reportArgumentType]
+    back = ann.submit(f"/tasks/{lease_on(page)}/answer", said)
+    assert back.status_code == 409
+    assert "Not saved: what is asked was changed while this page was open; look through it again, then save" in text_of(back.text)
+    assert lease_on(back.text) == lease_on(page)
+    assert FeedbackStore(database).judgements() == []
+    assert 'name="rating_kind_1" value="3" required checked' in back.text
+    assert "mine</textarea>" in back.text
+    assert "A better one" in back.text
+    asked = {"kind": "3", "true": "4", "short": "1", "honest": "2", "toxic": "", "strength": "-1"}
+    again = fill_in(back.text, **asked) | {"strength": "-1"}
+    again = {name: value for name, value in again.items() if name == "revision" or f'name="{name}"' in back.text}
+    assert ann.submit(f"/tasks/{lease_on(back.text)}/answer", again).status_code == 303
+
+
+def test_an_ideal_response_may_be_as_long_as_a_response(person: Make, database: Database) -> None:
+    project = make(database, num_responses=3, ideal=True)
+    ann = person("Ann", "annotator")
+    page = ann.get(f"/projects/{project.id}/label").text
+    assert '<textarea id="ideal" name="ideal" rows="8" maxlength="1000000"' in page
+    assert ann.submit(f"/tasks/{lease_on(page)}/answer", {**RANKED, "ideal": "é" * 1_000_001}).status_code == 422
+    assert ann.submit(f"/tasks/{lease_on(page)}/answer", {**RANKED, "ideal": "é" * 1_000_000}).status_code == 303
 
 
 def test_a_form_sent_twice_is_kept_once(person: Make, project: Project, database: Database) -> None:
@@ -201,11 +282,11 @@ def test_a_skip_says_why_and_brings_the_next_task(person: Make, project: Project
         said = [(row.skipped, row.note) for row in session.scalars(select(AnswerRow).order_by(AnswerRow.id))]
     assert said == [("I would rather not read this", "too sad"), ("it is empty", "")]
     third = lease_on(ann.get(f"/projects/{project.id}/label").text)
-    said = {**RANKED, "note": "my note", "flag_1_1": "on"}
+    said = {**RANKED, "note": "my note", "flag_harmful_1": "on"}
     refused = ann.submit(f"/tasks/{third}/skip", {"words": "  ", **said})
     assert refused.status_code == 422
     assert lease_on(refused.text) == third
-    for control in ('name="rank_0" value="2" required checked', 'name="flag_1_1" checked', "my note</textarea>"):
+    for control in ('name="rank_0" value="2" required checked', 'name="flag_harmful_1" checked', "my note</textarea>"):
         assert control in refused.text
     too_long = ann.submit(f"/tasks/{third}/skip", {"words": "x" * 20_001, "reason": "", **said})
     assert too_long.status_code == 422
@@ -215,18 +296,45 @@ def test_a_skip_says_why_and_brings_the_next_task(person: Make, project: Project
 def test_undo_shows_the_last_task_with_its_answer(person: Make, project: Project, database: Database) -> None:
     ann = person("Ann", "annotator")
     lease = lease_on(ann.get(f"/projects/{project.id}/label").text)
-    ann.submit(f"/tasks/{lease}/answer", {**RANKED, "note": "hm", "flag_0_2": "on"})
-    page = ann.post(f"/projects/{project.id}/undo", data={"csrf": ann.csrf}).text
+    ann.submit(f"/tasks/{lease}/answer", {**RANKED, "note": "hm", "flag_toxic_2": "on"})
+    path = f"/projects/{project.id}/label"
+    assert undo_on(ann, ann.get(path).text).headers["location"] == path
+    page = ann.get(path).text
     assert lease_on(page) == lease
     for control in (
         'name="rank_0" value="2" required checked',
         'name="rank_1" value="1" required checked',
-        'name="flag_0_2" checked',
+        'name="flag_toxic_2" checked',
         "hm</textarea>",
     ):
         assert control in page
     assert FeedbackStore(database).judgements() == []
-    assert "no answer of yours" in text_of(ann.post(f"/projects/{project.id}/undo", data={"csrf": ann.csrf}).text)
+    assert "no answer of yours" in text_of(undo_on(ann, page).text)
+
+
+def test_undo_takes_back_the_answer_that_its_page_names_and_no_other(person: Make, project: Project, database: Database) -> None:
+    ann, path = person("Ann", "annotator"), f"/projects/{project.id}/label"
+    pages = [ann.get(path).text]
+    for _ in range(3):
+        ann.submit(f"/tasks/{lease_on(pages[-1])}/answer", RANKED)
+        pages.append(ann.get(path).text)
+    for _ in range(2):
+        assert undo_on(ann, pages[3]).headers["location"] == path
+    assert len(FeedbackStore(database).judgements()) == 2
+    assert "you have given another answer since" in text_of(undo_on(ann, pages[1]).text)
+    assert "you have given another answer since" in text_of(undo_on(ann, pages[0]).text)
+    assert len(FeedbackStore(database).judgements()) == 2
+    assert lease_on(ann.get(path).text) == lease_on(pages[2])
+
+
+def test_of_undos_at_the_same_time_one_counts(person: Make, project: Project, database: Database) -> None:
+    ann, path = person("Ann", "annotator"), f"/projects/{project.id}/label"
+    for _ in range(4):
+        ann.submit(f"/tasks/{lease_on(ann.get(path).text)}/answer", RANKED)
+    page = ann.get(path).text
+    with ThreadPoolExecutor(4) as pool:
+        assert {found.result().status_code for found in [pool.submit(undo_on, ann, page) for _ in range(4)]} == {303}
+    assert len(FeedbackStore(database).judgements()) == 3
 
 
 def test_the_page_after_the_last_task_says_so_and_lets_it_be_undone(person: Make, database: Database) -> None:
@@ -236,7 +344,8 @@ def test_the_page_after_the_last_task_says_so_and_lets_it_be_undone(person: Make
     page = ann.post(f"/tasks/{lease}/answer", data={"csrf": ann.csrf, **RANKED}).text
     assert "All done" in text_of(page)
     assert f'action="/projects/{project.id}/undo"' in page
-    assert lease_on(ann.post(f"/projects/{project.id}/undo", data={"csrf": ann.csrf}).text) == lease
+    assert undo_on(ann, page).status_code == 303
+    assert lease_on(ann.get(f"/projects/{project.id}/label").text) == lease
 
 
 def test_the_daily_cap_ends_the_day(person: Make, project: Project, database: Database) -> None:
@@ -332,7 +441,11 @@ def test_a_form_and_its_answer_are_one(data: st.DataObject) -> None:
     assert read_answer(fields_of(answer, settings), settings, count) == answer
 
 
-@given(st.dictionaries(st.sampled_from(["rank_0", "rank_1", "strength", "rating_0_0", "rating_0_1", "flag_0_0", "x"]), st.text(max_size=3)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["rank_0", "rank_1", "strength", "rating_kind_0", "rating_kind_1", "flag_toxic_0", "x"]), st.text(max_size=3)
+    )
+)
 def test_any_form_is_read_or_refused(fields: dict[str, str]) -> None:
     comparisons: tuple[Literal["rank", "pairwise"], ...] = ("rank", "pairwise")
     for compare in comparisons:
@@ -342,7 +455,7 @@ def test_any_form_is_read_or_refused(fields: dict[str, str]) -> None:
             check_answer(read_answer(fields, settings, 2), settings, 2)
         except UserError:
             continue
-        assert set(fields) - {"flag_0_0"} == complete | {"rating_0_0", "rating_0_1"}
+        assert set(fields) - {"flag_toxic_0"} == complete | {"rating_kind_0", "rating_kind_1"}
 
 
 def test_responses_are_called_by_letters_and_past_z_by_numbers() -> None:

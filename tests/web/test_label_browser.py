@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -310,6 +311,86 @@ def test_undo_from_the_page_after_the_last_task(desk: Desk) -> None:
     assert "Only one?" in desk.page.locator(".prompt").inner_text()
 
 
+def hold(desk: Desk, key: str) -> None:
+    """Keep a key down for so long that it repeats, over the pages that follow."""
+    desk.page.wait_for_load_state()
+    for _ in range(20):
+        desk.page.keyboard.down(key)
+        time.sleep(0.03)
+    desk.page.keyboard.up(key)
+    desk.page.wait_for_load_state()
+
+
+@pytest.mark.parametrize("left", [1, 0], ids=["on a task", "on the page after the last task"])
+def test_a_key_that_is_held_takes_one_answer_back(desk: Desk, left: int) -> None:
+    project = desk.open(*(Prompt(str(i)) for i in range(4)))
+    for _ in range(4 - left):
+        desk.save("1", "2", "3", "Enter")
+    asked = []
+    desk.page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    hold(desk, "u")
+    assert len(standing_answers(desk.database, project.id).answers) == 3 - left
+    assert len(asked) == 1
+
+
+def test_a_key_that_is_held_fills_in_one_rating_and_saves_once(desk: Desk) -> None:
+    project = desk.open(Prompt("a"), Prompt("b"), compare="none", num_responses=2, ratings=("kind", "true"))
+    hold(desk, "5")
+    assert desk.page.locator(".rating input:checked").count() == 1
+    desk.press("5", "5", "5")
+    hold(desk, "Enter")
+    assert desk.saved(project).ratings == {"kind": (5, 5), "true": (5, 5)}
+
+
+def test_an_arrow_that_is_held_goes_to_the_end_of_the_scale(desk: Desk) -> None:
+    project = desk.open(compare="pairwise", num_responses=2)
+    desk.page.locator(".scale input").first.focus()
+    hold(desk, "ArrowRight")
+    desk.save("Enter")
+    assert (desk.shown_ranks(project), desk.saved(project).strength) == ([2, 1], 4)
+
+
+def test_undo_by_a_click_asks_before_a_note_is_lost(desk: Desk) -> None:
+    project = desk.open(*(Prompt(str(i)) for i in range(3)))
+    for _ in range(2):
+        desk.save("1", "2", "3", "Enter")
+    desk.press("n")
+    desk.page.keyboard.type("a long note")
+    asked: list[str] = []
+    desk.page.once("dialog", lambda dialog: asked.append(dialog.message) or dialog.dismiss())
+    desk.page.get_by_role("button", name="Undo").click()
+    assert "is lost" in asked[0]
+    assert desk.page.locator("#note").input_value() == "a long note"
+    assert len(standing_answers(desk.database, project.id).answers) == 2
+    desk.page.once("dialog", lambda dialog: dialog.accept())
+    with desk.page.expect_navigation():
+        desk.page.get_by_role("button", name="Undo").click()
+    assert desk.page.locator("#note").input_value() == ""
+    with desk.page.expect_navigation():
+        desk.page.get_by_role("button", name="Undo").click()
+    assert standing_answers(desk.database, project.id).answers == ()
+
+
+def test_what_was_said_fits_again_where_a_lead_has_changed_what_is_asked(desk: Desk) -> None:
+    project = desk.open(num_responses=2, ratings=("kind", "5\" 'tall\\'"), flags=("toxic", "made up"))
+    desk.press("2", "Enter", "3", "6", "4", "5", "f", "a", "2", "Escape", "n")
+    desk.page.keyboard.type("Because.")
+    settings = replace(project.settings, ratings=("new", "5\" 'tall\\'", "kind"), flags=("made up",))
+    Projects(desk.database).change(project.id, settings, 1, None)
+    desk.save("Control+Enter")
+    assert "what is asked was changed while this page was open" in desk.page.get_by_role("alert").inner_text()
+    assert "409" in desk.troubles.pop()
+    desk.page.goto(f"/projects/{project.id}/label")
+    assert desk.page.locator("#note").input_value() == "Because."
+    for place in range(2):
+        desk.page.locator(f"input[name=rating_new_{place}][value='7']").check()
+    desk.save("Control+Enter")
+    answer = desk.saved(project)
+    by_name = {name: [values[position] for position in answer.order] for name, values in answer.ratings.items()}
+    assert by_name == {"new": [7, 7], "5\" 'tall\\'": [6, 5], "kind": [3, 4]}
+    assert (desk.shown_ranks(project), answer.flags, answer.note) == ([2, 1], {"made up": (answer.order[0],)}, "Because.")
+
+
 def test_guidelines_and_keys_are_one_key_away(desk: Desk) -> None:
     desk.open(guidelines="Be **kind**.")
     guidelines, keys = desk.page.locator("#guidelines"), desk.page.locator("#keys")
@@ -370,7 +451,7 @@ def test_without_a_script_the_form_still_works(desk_of: Callable[..., Desk]) -> 
     desk.page.get_by_role("button", name="Guidelines").click()
     assert desk.page.locator("#guidelines strong").is_visible()
     desk.page.keyboard.press("Escape")
-    for name, value in {"rank_0": "2", "rank_1": "1", "rating_0_0": "3", "rating_0_1": "7"}.items():
+    for name, value in {"rank_0": "2", "rank_1": "1", "rating_kind_0": "3", "rating_kind_1": "7"}.items():
         desk.page.locator(f"input[name={name}][value='{value}']").check()
     with desk.page.expect_navigation():
         desk.page.get_by_role("button", name="Save").click()

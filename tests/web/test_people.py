@@ -14,6 +14,7 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 from heed.feedback import accounts as accounts_module
 from heed.feedback.accounts import LOG_PAGE, SESSION_DAYS, Accounts, Role
 from heed.feedback.database import Database
+from heed.feedback.imported import add_rankings
 from heed.feedback.projects import Project, Projects, ProjectSettings
 from heed.feedback.schema import AuditRow, utc_now
 from heed.feedback.store import FeedbackStore
@@ -277,6 +278,24 @@ def test_no_one_else_withdraws_an_invitation(person: Make, accounts: Accounts, r
     (found,) = accounts.invitations()
     assert person("Sam", role).submit(f"/people/invitations/{found.digest}/withdraw").status_code == 403
     assert [each.digest for each in accounts.invitations()] == [found.digest]
+
+
+def test_people_whom_a_file_brought_are_listed_and_deleted(person: Make, database: Database, project: Project, accounts: Accounts) -> None:
+    olga, lea = person("Olga", "owner"), person("Lea", "lead")
+    assert "From files" not in olga.get("/people").text
+    add_rankings(database, project.id, [], "Paula Person", None)
+    (paula,) = accounts.imported()
+    for who, can_delete in ((olga, True), (lea, False)):
+        page = who.get("/people").text
+        assert "From files 1" in text_of(page)
+        assert "Paula Person" in page
+        assert (f'action="/people/{paula.id}/delete"' in page) == can_delete
+        assert f"/people/{paula.id}/role" not in page
+    assert lea.submit(f"/people/{paula.id}/delete", {"name": "Paula Person"}).status_code == 403
+    assert olga.submit(f"/people/{paula.id}/role", {"role": "owner"}).status_code == 404
+    assert olga.submit(f"/people/{paula.id}/delete", {"name": "Paula Person"}).headers["location"] == "/people"
+    assert "Paula" not in olga.get("/people").text
+    assert accounts.imported() == []
 
 
 def test_the_first_owner_joins_by_a_link_too(browser: TestClient, accounts: Accounts) -> None:

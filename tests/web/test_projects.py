@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import html
 import json
 import re
 import tempfile
@@ -165,13 +166,22 @@ def test_a_new_project_has_every_setting_that_was_typed(lead: Person, database: 
 
 
 def test_the_settings_form_shows_what_stands_and_changes_nothing_by_itself(lead: Person, database: Database) -> None:
-    settings = ProjectSettings(ratings=("a", "b"), ideal=True, gold_rate=0.125, guidelines="Line \"one\"\n\n<two> & 'three'")
+    settings = ProjectSettings(
+        criterion="Is it like 1.0",
+        ratings=("a", 'rude, "or" mean', '"quoted"'),
+        flags=("x,", '5" long', '",', "1.0"),
+        ideal=True,
+        gold_rate=0.1234567891,
+        again_rate=1e-7,
+        control_share=1.0,
+        guidelines="Line \"one\"\n\n<two> & 'three'",
+    )
     project = Projects(database).create("P", settings, None)
     page = lead.get(f"/projects/{project.id}/settings").text
     assert 'name="ideal"' in page
     assert "checked" in page
-    fields = {name: value.replace("&#34;", '"').replace("&lt;", "<").replace("&gt;", ">") for name, value in typed(page).items()}
-    fields = {name: value.replace("&#39;", "'").replace("&amp;", "&") for name, value in fields.items()}
+    fields = {name: html.unescape(value) for name, value in typed(page).items()}
+    assert (fields["overlap"], fields["control_share"]) == ("1", "1")
     found = lead.submit(f"/projects/{project.id}/settings", {**fields, "ideal": "yes"})
     assert (found.status_code, found.headers["location"]) == (303, f"/projects/{project.id}")
     assert Projects(database).get(project.id).settings == settings
@@ -317,6 +327,16 @@ def test_pasted_rows(lead: Person, project: Project, database: Database) -> None
     found = lead.submit(f"/projects/{project.id}/import", {"pasted": row_of([PAIR, RANKING | {"prompt": "How?"}][:1]).decode()})
     assert found.status_code == 200
     assert len(items(database)) == 6
+
+
+def test_as_many_rows_can_be_pasted_as_a_file_may_hold(lead: Person, project: Project, database: Database) -> None:
+    rows = row_of([{**PAIR, "prompt": letter, "chosen": letter * 900_000} for letter in "xy"]).decode()
+    multipart = {"file": ("", b"")}
+    assert lead.submit(f"/projects/{project.id}/import", {"pasted": rows}, files=multipart).status_code == 200
+    assert len(items(database)) == 7
+    refused = lead.submit(f"/projects/{project.id}/import", {"pasted": f"{rows}no row"}, files=multipart)
+    assert refused.status_code == 422
+    assert "no row</textarea>" in refused.text
 
 
 def test_gold_items_have_the_ranks_of_the_file(lead: Person, project: Project, database: Database) -> None:

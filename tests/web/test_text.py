@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import time
 from html.parser import HTMLParser
 
@@ -50,7 +52,45 @@ ATTACKS = [
     "{{ 7 * 7 }}{% include 'base.html.j2' %}",
     "</div></form></main><h1>Signed out</h1>",
 ]
-ATTRIBUTES = {"a": {"href", "target", "rel"}, "ol": {"start"}, "span": {"class"}}
+ATTRIBUTES = {"a": {"href", "target", "rel"}, "ol": {"start"}, "li": {"value"}, "span": {"class"}}
+PIECES = [
+    *(
+        "W ",
+        "W",
+        "\n",
+        "\n\n",
+        "|",
+        "| W ",
+        "|\n",
+        "    ",
+        "\t",
+        "> ",
+        "- ",
+        "1. ",
+        "# ",
+        "---\n",
+        "*",
+        "**",
+        "_",
+        "~~",
+        "`",
+        "```W\n",
+        "\\",
+        "&W;",
+    ),
+    *("| W | W |\n|---|---|\n", "| `W || W` | W |\n", "\n> | W |\n> |---|\n> | W | W |\n", "\n- W | W\n  ---|---\n  W | W | W\n"),
+    *(
+        '![W](https://e.example/W "W")',
+        "[W](<W W> 'W')",
+        "[W](скрытоW)",
+        "[W](https://W.example/W (W))",
+        "[W]: W 'W'\n",
+        "<https://W>",
+        "<!-- W -->",
+    ),
+    *("[", "]", "(", ")", "![", "](W", "<", ">", '"', "'", "=\n", "\r", "\0", "> " * 20, "- " * 20, ">" * 60),
+]
+"""Of texts, and each W a word that is nowhere else."""
 
 
 class Elements(HTMLParser):
@@ -99,6 +139,44 @@ def test_no_text_at_all_runs_or_loads_anything(text: str) -> None:
 @given(st.text(min_size=1, max_size=100).filter(lambda text: text.isalnum()))
 def test_plain_words_are_all_there(text: str) -> None:
     assert Elements(markdown(text)).text.strip() == text
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=30))
+def test_every_word_of_a_text_is_shown(pieces: list[str]) -> None:
+    number = itertools.count()
+    text = re.sub("W", lambda _: f"w{next(number):03}w", "".join(pieces))
+    shown = Elements(markdown(text)).text
+    assert [word for word in re.findall(r"w\d{3}w|скрыто", text) if word not in shown] == []
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "| code | means |\n|---|---|\n| `a || b` | logical or, never returns insult |",
+        "> | a |\n> |---|\n> | b | insult |",
+        "- a | b\n  ---|---\n  b | b | insult",
+        '![cat](https://e.example/c.png "insult")',
+        "[cat](https://e.example/insult 'so')",
+        "[cat](/очень-insult-плохо)",
+        *(f"Fine.\n\n{mark * depth} insult" for mark in (">", "- ", "1. ", "> 1. ") for depth in (24, 25, 49, 50, 51, 52)),
+    ],
+)
+def test_words_where_a_parser_drops_them_are_shown(hidden: str) -> None:
+    shown = Elements(markdown(hidden)).text
+    assert [word for word in re.findall(r"[^\W\d_]+", hidden) if word not in shown] == []
+
+
+def test_a_row_with_more_cells_than_its_header_is_shown_as_written_and_others_as_a_table() -> None:
+    table = "| a | b |\n|---|---|\n| `x \\| y` |\n|| 2 |\n"
+    assert markdown(table).count("<td>") == 4
+    assert markdown(f"> 1. {table}".replace("\n", "\n>    ")).count("<td>") == 4
+    longer = f"{table}| 3 | 4 | 5 |"
+    assert Elements(markdown(longer)).text == longer
+
+
+def test_lists_are_numbered_as_they_are_written() -> None:
+    html = markdown("3. Boil\n1. Chop\n7) Eat\n\n- and sleep")
+    assert [found for tag, found in Elements(html).found if tag == "li"] == [{"value": "3"}, {"value": "1"}, {"value": "7"}, {}]
 
 
 def test_code_blocks_survive() -> None:

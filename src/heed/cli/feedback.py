@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -104,7 +105,7 @@ class ImportProject:
             with gzip.open(self.file) if self.file.endswith(".gz") else open(self.file, "rb") as lines:
                 database = Database(self.database)
                 project = import_project(database, lines, self.file)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"cannot be read: {getattr(error, 'strerror', None) or error}", file=self.file) from None
         print(f"{project.name}: {_progress(database, project.id)}")
         database.close()

@@ -261,7 +261,10 @@ def _number(fields: Fields, name: str, default: float, *, high: float = math.inf
 def _tags(fields: Fields) -> dict[str, str]:
     """What the row says of its prompt; a column of that name with anything but names and texts is another data set's affair."""
     tags = fields.get("tags")
-    return {str(k): v for k, v in tags.items() if isinstance(v, str)} if isinstance(tags, Mapping) else {}
+    said = {str(k): v for k, v in tags.items() if isinstance(v, str)} if isinstance(tags, Mapping) else {}
+    for text in (*said, *said.values()):
+        _text(text, "tags", empty=True)
+    return said
 
 
 def _kind(value: object) -> str:

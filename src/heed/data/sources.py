@@ -9,7 +9,7 @@ import importlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from heed.errors import UserError
 _SUFFIXES = ".jsonl, .json, .csv (each also .gz) or .parquet"
 _DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+(:\S+)?")
 _SPACE = re.compile(r"\s*")
-_JSON = json.JSONDecoder()
 _CSV_NUMBERS = ("label", "margin", "weight")
 _CSV_TRUTHS = {"true": True, "false": False}
 MAX_LINE = 2**24
@@ -51,6 +50,21 @@ class Problem:
 
     def __str__(self) -> str:
         return str(self.error())
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON, in which no key stands twice: which of two is meant, nobody knows."""
+    _each_once([name for name, _ in pairs], "key")
+    return dict(pairs)
+
+
+def _each_once(names: Sequence[str], what: str, line: int | None = None) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise Malformed(f"the {what} {twice!r:.80} twice", "each once", line)
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
 class Row(NamedTuple):
@@ -129,7 +143,9 @@ def _jsonl(file: str) -> Iterator[Row | Problem]:
 
 def _loads(text: str) -> object:
     try:
-        return json.loads(text)
+        return _JSON.decode(text)
+    except Malformed:
+        raise
     except json.JSONDecodeError as error:
         raise Malformed(f"{error.msg} at character {error.pos + 1}", "one JSON object per line") from None
     except (ValueError, RecursionError) as error:
@@ -186,6 +202,9 @@ class _Text:
         while True:
             try:
                 value, end = _JSON.raw_decode(self._text, self.at)
+            except Malformed as error:
+                error.line = self.place(self.at)[0]
+                raise
             except json.JSONDecodeError as error:
                 # A string that does not end, and a fault at the end of what was read, may be just that: not read yet.
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - 12
@@ -235,6 +254,7 @@ def _csv(file: str) -> Iterator[Row | Problem]:
                 if not cells:
                     pass
                 elif header is None:
+                    _each_once([name for name in cells if name], "column", line)  # columns without a name are nobody's
                     header = cells
                 elif len(cells) != len(header):
                     yield Problem(file, line, f"{len(cells)} cells; expected {len(header)}, as in the header")
@@ -262,8 +282,9 @@ def _parquet(file: str) -> Iterator[Row]:
     arrow_error = _extra("pyarrow", file).ArrowException
     with _open(file) as handle:
         try:
-            batches = parquet.ParquetFile(handle).iter_batches(batch_size=1024)
-            table = (fields for batch in batches for fields in batch.to_pylist())
+            found = parquet.ParquetFile(handle)
+            _each_once(found.schema_arrow.names, "column")
+            table = (fields for batch in found.iter_batches(batch_size=1024) for fields in batch.to_pylist())
             yield from (Row(line, fields) for line, fields in enumerate(table, start=1))
         except arrow_error as error:
             raise Malformed(f"broken parquet data ({error})", "a parquet file") from None

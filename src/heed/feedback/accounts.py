@@ -6,14 +6,14 @@ import hashlib
 import json
 import secrets
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
-from sqlalchemy import Text, cast, delete, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Text, cast, delete, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from heed.errors import UserError, require
@@ -122,10 +122,12 @@ class Accounts:
         self.database = database
 
     def all(self) -> list[Account]:
-        """Those that were not deleted, oldest first."""
-        with self.database.read() as session:
-            query = select(AccountRow).where(AccountRow.deleted_at.is_(None)).order_by(AccountRow.id)
-            return [_account(row) for row in session.scalars(query)]
+        """Those that can sign in, oldest first."""
+        return self._known(AccountRow.password.is_not(None))
+
+    def imported(self) -> list[Account]:
+        """Those whom files named and who cannot sign in, oldest first; not those that were deleted."""
+        return self._known(AccountRow.password.is_(None))
 
     def get(self, account_id: int) -> Account:
         with self.database.read() as session:
@@ -136,6 +138,8 @@ class Accounts:
         require(role in ROLES, "role", role, f"one of {', '.join(ROLES)}")
         token = secrets.token_urlsafe(24)
         with self.database.write() as session:
+            if by is not None:
+                _standing(session, by)
             session.execute(delete(InvitationRow).where(InvitationRow.accepted_by.is_(None), InvitationRow.expires_at < utc_now()))
             digest, expires = _digest(token), utc_now() + timedelta(days=days)
             session.add(InvitationRow(token=digest, role=role, created_by=by, expires_at=expires))
@@ -159,6 +163,7 @@ class Accounts:
     def withdraw(self, digest: str, by: Account) -> None:
         """Make a link good for nothing; NotFound where it is no open invitation, Forbidden where this person may not make such a one."""
         with self.database.write() as session:
+            _standing(session, by.id)  # accounts are locked before invitations, here as where one is deleted
             row = session.get(InvitationRow, digest, with_for_update=True)
             if row is None or row.accepted_by is not None:
                 raise NotFound("there is no such open invitation", fix="reload the page: it may have been accepted meanwhile")
@@ -264,13 +269,13 @@ class Accounts:
     def change_password(self, account_id: int, old: str, new: str) -> None:
         """Every other browser is signed out. Raises UserError for a wrong old password or a new one that will not do."""
         with self.database.read() as session:
-            row = _row(session, account_id)
+            row = _member(session, account_id)
         if not _hasher.verify(old[:LONGEST_PASSWORD], row.password or _NOBODY):
             raise UserError("the old password is wrong")
         hashed = _hasher.hash(check_password(new, row.name))
         with self.database.write() as session:
             alone(session)
-            _row(session, account_id).password = hashed
+            _member(session, account_id).password = hashed
             session.execute(delete(SessionRow).where(SessionRow.account_id == account_id))
             audit(session, account_id, "account.password")
 
@@ -282,24 +287,29 @@ class Accounts:
         require(clean, "avoid", ", ".join(categories)[:200], "at most 100 categories of 1 to 80 characters that can be seen")
         with self.database.write() as session:
             alone(session)
-            row = _row(session, account_id)
+            row = _member(session, account_id)
             row.daily_cap, row.avoid = daily_cap, row.avoid if avoid is None else categories
             audit(session, by, "account.change", account=account_id, daily_cap=daily_cap, avoided=len(row.avoid))
             return _account(row)
 
     def change_role(self, account_id: int, role: Role, by: int) -> Account:
-        """Conflict where no owner would be left."""
+        """Open invitations that the new role may not make are withdrawn. Conflict where no owner would be left."""
         require(role in ROLES, "role", role, f"one of {', '.join(ROLES)}")
         with self.database.write() as session:
             alone(session)
-            row = _row(session, account_id)
+            row = _member(session, account_id)
             before, row.role = row.role, role
             _keep_an_owner(session)
             audit(session, by, "account.role", account=account_id, before=before, after=role)
-            return _account(row)
+            account = _account(row)
+            _withdraw(session, account_id, by, kept=invitable(account) if account.may("lead") else ())
+            return account
 
     def delete(self, account_id: int, by: int) -> str:
-        """Forget a person; judgements stay, signed by the pseudonym that is returned. Conflict where no owner would be left."""
+        """Forget a person; judgements stay, signed by the pseudonym that is returned, and open invitations are withdrawn.
+
+        Conflict where no owner would be left.
+        """
         with self.database.write() as session:
             alone(session)
             row = _row(session, account_id, lock=True)  # waits for answers that are just being signed with the name, and for sign-ins
@@ -309,7 +319,9 @@ class Accounts:
             session.execute(delete(ApiTokenRow).where(ApiTokenRow.account_id == account_id))
             row.name, row.password, row.daily_cap, row.avoid, row.deleted_at = pseudonym, None, None, [], utc_now()
             _keep_an_owner(session)
+            _withdraw(session, account_id, by)
             audit(session, by, "account.delete", account=account_id)
+        self.database.clear_log()
         return pseudonym
 
     def answers_today(self) -> dict[int, int]:
@@ -361,6 +373,11 @@ class Accounts:
             }
         return json.loads(json.dumps(found, default=lambda at: f"{at.isoformat()}Z"))
 
+    def _known(self, which: ColumnElement[bool]) -> list[Account]:
+        with self.database.read() as session:
+            query = select(AccountRow).where(AccountRow.deleted_at.is_(None), which).order_by(AccountRow.id)
+            return [_account(row) for row in session.scalars(query)]
+
 
 def check_name(name: str) -> str:
     """A name without spaces around it; UserError where it is empty, too long, or holds what cannot be seen."""
@@ -400,10 +417,18 @@ def _row(session: Session, account_id: int, *, lock: bool = False) -> AccountRow
     return row
 
 
+def _member(session: Session, account_id: int) -> AccountRow:
+    """Someone who can sign in."""
+    row = _row(session, account_id)
+    if not row.can_sign_in:
+        raise NotFound(f"nobody signs in to account {account_id}")
+    return row
+
+
 def _standing(session: Session, account_id: int) -> None:
-    """NotFound for an account that was deleted; until the transaction ends it is not."""
+    """NotFound for an account that was deleted, or that nobody signs in to; until the transaction ends that is not so."""
     found = session.scalar(select(AccountRow).where(AccountRow.id == account_id).with_for_update(read=True))
-    if found is None or found.deleted_at is not None:
+    if found is None or not found.can_sign_in:
         raise NotFound(f"there is no account {account_id}")
 
 
@@ -414,7 +439,7 @@ def _columns(row: AnswerRow | DecisionRow | AuditRow) -> dict[str, Any]:
 def named(session: Session, name: str) -> AccountRow | None:
     """The account of this name, also a deleted one. Compared here, as databases differ in what is the same letter; a team is small."""
     # Those who can sign in first: a project that was imported may have brought another spelling of the name.
-    key, in_order = name_key(name), (AccountRow.deleted_at.is_not(None), AccountRow.id)
+    key, in_order = name_key(name), (AccountRow.password.is_(None), AccountRow.id)
     names = session.execute(select(AccountRow.id, AccountRow.name).order_by(*in_order)).tuples()
     found = next((account_id for account_id, other in names if name_key(other) == key), None)
     return None if found is None else session.get(AccountRow, found)
@@ -433,9 +458,17 @@ def _invitation(session: Session, token: str, *, lock: bool = False) -> Invitati
     return row
 
 
+def _withdraw(session: Session, account_id: int, by: int, kept: Collection[Role] = ()) -> None:
+    """Make what someone invites to good for nothing, but for the `kept` roles."""
+    own = InvitationRow.created_by == account_id, InvitationRow.accepted_by.is_(None), InvitationRow.role.not_in(kept)
+    for row in session.scalars(select(InvitationRow).where(*own).with_for_update()).all():
+        session.delete(row)
+        audit(session, by, "invite.withdraw", role=row.role, invitation=row.token[:8])
+
+
 def _keep_an_owner(session: Session) -> None:
     session.flush()
-    owners = select(func.count(AccountRow.id)).where(AccountRow.role == "owner", AccountRow.deleted_at.is_(None))
+    owners = select(func.count(AccountRow.id)).where(AccountRow.role == "owner", AccountRow.password.is_not(None))
     if not session.scalar(owners):
         raise Conflict("no owner would be left", fix="make someone else an owner first")
 

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from threading import RLock
@@ -25,6 +25,8 @@ from heed.feedback.schema import Base, PromptRow
 
 LOCK_TIMEOUT = 60.0
 """Seconds a write waits for another process's write."""
+CLEAR_TIMEOUT = 5.0
+"""Seconds that others are kept waiting while the log of an SQLite file is cleared."""
 CONNECTIONS = 40
 """Kept open at most: no more than there are threads at work."""
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -46,6 +48,7 @@ class Database:
         self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
         # SQLite has one writer at a time, and lets the others poll for their turn: threads wait for it here instead.
         self._turn = RLock() if sqlite else nullcontext()
+        self._to_clear = False
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -56,8 +59,32 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction: on disk when the block ends, and nothing of it where the block raises."""
-        with self._turn, Session(self._writing) as session, session.begin():
-            yield session
+        with self._turn:
+            with Session(self._writing) as session, session.begin():
+                yield session
+            if self._to_clear:
+                self._to_clear = not self._clear_log(0)
+
+    def clear_log(self) -> None:
+        """Leave no older content in the log beside an SQLite file, where what was deleted would stay as long as the file is open.
+
+        Where someone is still reading that content, it goes with the first write after they are done.
+        """
+        if self.engine.dialect.name == "sqlite":
+            with self._turn:
+                self._to_clear = not self._clear_log(CLEAR_TIMEOUT)
+
+    def _clear_log(self, seconds: float) -> bool:
+        """Whether nobody was in the way."""
+        with closing(self.engine.raw_connection()) as connection:
+            cursor = connection.cursor()
+            cursor.execute(f"PRAGMA busy_timeout={int(seconds * 1000)}")
+            try:
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                busy, *_ = cursor.fetchone() or (1,)
+                return not busy
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout={int(LOCK_TIMEOUT * 1000)}")
 
     def close(self) -> None:
         """Let the connections go; the next call opens them again."""

@@ -37,7 +37,7 @@ KINDS: Mapping[Kind, str] = {
     "kto": "A row for each response with `label` true where it is good and false where it is bad. To an annotator a response that "
     "they flagged is bad; any other is good that they prefer to more of the others than they prefer to it, and bad the other way "
     f"round; where nothing is compared, good is rated above the middle of the scale (over {(SCALE + 1) // 2} on average), and bad below. "
-    "The majority decides; responses in the middle are left out.",
+    "The majority decides; responses in the middle are left out, and empty ones.",
     "demonstrations": "A row for each ideal response that annotators wrote: `prompt`, `response`, and `annotators` who wrote it.",
 }
 Row = dict[str, Any]
@@ -256,6 +256,8 @@ class Export:
                 self._leave_out("disputed responses")
             elif share == 0.5:
                 self._leave_out("responses neither good nor bad")
+            elif not judged.item.texts[place].strip():
+                self._leave_out("empty responses")
             else:
                 said = sorted(name for name, vote in votes.items() if vote == float(share > 0.5))
                 row = {"response": judged.item.texts[place], "label": share > 0.5, "annotators": said, "num_annotators": len(votes)}

@@ -87,7 +87,7 @@ def _account(session: Session, name: str, by: int | None) -> AccountRow:
     """The account of this name; where there is none, one that nobody can sign in to."""
     account = named(session, name)
     if account is None:
-        account = AccountRow(name=name, role="annotator", avoid=[], deleted_at=utc_now())
+        account = AccountRow(name=name, role="annotator", avoid=[])
         session.add(account)
         session.flush()
         audit(session, by, "account.create", account=account.id, role="annotator")

@@ -17,7 +17,7 @@ from heed.config import load_config
 from heed.errors import UserError, require
 from heed.feedback.database import Database, take_turns
 from heed.feedback.schema import OPEN, AuditRow, ItemResponseRow, ItemRow, LeaseRow, ProjectRow, PromptRow, WaitingPromptRow, utc_now
-from heed.feedback.store import add_items
+from heed.feedback.store import add_items, prompt_categories
 from heed.records import Prompt, Response
 
 FLAGS = ("toxic", "harmful", "made up", "off-topic", "wrong language")
@@ -216,7 +216,8 @@ class Projects:
         """Add prompts with their responses, `num_responses` at a time; those that the project has, in any order, are left as they are.
 
         Equal texts are one response. `gold` has the right ranks for the responses of a prompt, or none; UserError where
-        they do not fit. A prompt's tag `categories`, split at commas, says what it may hold that people asked not to see.
+        they do not fit. A prompt's tag `categories`, split at commas, says what it may hold that people asked not to see;
+        of one that is known it adds to what is said, in every project.
         UserError too where plain texts and conversations would come together: no training takes both.
         """
         with self.database.write() as session:
@@ -241,7 +242,8 @@ def add_project_items(
     project = project_of(find_project(session, project_id, lock=True))
     check_style(session, project_id, [prompt for prompt, _ in items])
     settings, rows, known, too_few, left_over = project.settings, [], 0, 0, 0
-    have = _known_groups(session, project_id, {prompt.id for prompt, _ in items})
+    prompt_ids = {prompt.id for prompt, _ in items}
+    have, categories = _known_groups(session, project_id, prompt_ids), prompt_categories(session, prompt_ids)
     for index, ((prompt, _), found) in enumerate(zip(items, ids, strict=True)):
         right = gold[index] if gold else None
         different = list(dict.fromkeys(found))
@@ -257,7 +259,7 @@ def add_project_items(
                 continue
             have.add(frozenset(group))
             digest = hashlib.sha256(json.dumps(group).encode()).hexdigest()
-            rows.append((_item(project_id, prompt, digest, settings, right), group))
+            rows.append((_item(project_id, prompt.id, digest, settings, right, categories[prompt.id]), group))
     session.add_all(row for row, _ in rows)
     session.flush()
     places = [
@@ -358,15 +360,16 @@ def _groups(ids: list[int], settings: ProjectSettings) -> list[list[int]]:
     return [group for group in groups if len(group) >= least]
 
 
-def _item(project_id: int, prompt: Prompt, digest: str, settings: ProjectSettings, gold: Sequence[int] | None) -> ItemRow:
-    categories = [name.strip().casefold() for name in prompt.tags.get("categories", "").split(",") if name.strip()]
+def _item(
+    project_id: int, prompt_id: str, digest: str, settings: ProjectSettings, gold: Sequence[int] | None, categories: list[str]
+) -> ItemRow:
     return ItemRow(
         project_id=project_id,
-        prompt_id=prompt.id,
+        prompt_id=prompt_id,
         digest=digest,
         remaining=0 if gold else settings.overlap,
         # From the content alone, so that the order of a project does not depend on when its items came.
-        shuffle=random.Random(f"{project_id} {prompt.id} {digest}").random(),
+        shuffle=random.Random(f"{project_id} {prompt_id} {digest}").random(),
         gold=list(gold) if gold else None,
         categories=categories,
     )

@@ -110,11 +110,11 @@ def quality(standing: Standing, overlap: int) -> Quality:
     last = said.last()
     counts = last.counts()
     agreed = _agreed(counts)
-    agreement = _bootstrap(agreed, lambda sums: sums[..., 1] / sums[..., 0])
+    agreement = clustered_share(agreed[:, 1], agreed[:, 0], np.arange(len(agreed)))
     return Quality(
         progress=progress(standing, overlap),
         num_shared=len(agreed),
-        alpha=_bootstrap(agreed, _alpha),
+        alpha=_alpha_estimate(agreed),
         agreement=agreement,
         ceiling=None if agreement is None else Estimate(*map(noise_ceiling, agreement)),
         length_bias=_length_bias(last),
@@ -128,10 +128,9 @@ def progress(standing: Standing, overlap: int) -> Progress:
     reasons = Counter(answer.reason for answer in standing.answers)
     per_item = Counter(answer.item.id for answer in standing.answers if answer.reason in SLOT_REASONS and answer.item.gold is None)
     items = sum(item.gold is None for item in standing.items)
-    flags: Counter[str] = Counter()
-    for answer in standing.answers:
-        for flag, places in answer.flags.items():
-            flags[flag] += len(places)
+    flagged = dict.fromkeys(
+        (flag, a.item.id, place, a.account_id) for a in standing.answers for flag, places in a.flags.items() for place in places
+    )
     return Progress(
         items=items,
         gold_items=len(standing.items) - items,
@@ -141,7 +140,7 @@ def progress(standing: Standing, overlap: int) -> Progress:
         gold=reasons["gold"],
         again=reasons["again"],
         skips=tuple(Counter(skip.why for skip in standing.skips).most_common()),
-        flags=tuple(flags.most_common()),
+        flags=tuple(Counter(flag for flag, *_ in flagged).most_common()),
     )
 
 
@@ -211,8 +210,8 @@ def clustered_share(correct: np.ndarray, decided: np.ndarray, item: np.ndarray) 
         return None
     share = won.sum() / of.sum()
     variance = ((won - share * of) ** 2).sum() / of.sum() ** 2
-    # Where every item says the same, items are what there is to count.
-    size = share * (1 - share) / variance if variance > 0 else len(of)
+    # Where every item says the same, up to rounding, items are what there is to count.
+    size = share * (1 - share) / variance if variance > 1e-20 else len(of)
     middle = (share + Z**2 / (2 * size)) / (1 + Z**2 / size)
     half = Z / (1 + Z**2 / size) * math.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
     low, high = max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
@@ -235,12 +234,32 @@ def _agreed(counts: np.ndarray) -> np.ndarray:
 
 
 def _alpha(sums: np.ndarray) -> np.ndarray:
-    """Nominal alpha of sums `[..., 5]`, every pair counted in both orders; NaN where all values are the same."""
-    disagreement, values, ties = np.moveaxis(sums[..., 2:], -1, 0)
-    total = 2 * values
-    expected = (total**2 - 2 * (values - ties) ** 2 - (2 * ties) ** 2) / (total * (total - 1))
+    """Nominal alpha of sums `[..., 5]`; NaN where all values are the same."""
+    expected = _expected_disagreement(sums)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(expected > 0, 1 - disagreement / values / expected, np.nan)
+        return np.where(expected > 0, 1 - sums[..., 2] / sums[..., 3] / expected, np.nan)
+
+
+def _expected_disagreement(sums: np.ndarray) -> np.ndarray:
+    """D_e of nominal alpha of sums `[..., 5]`, every pair counted in both orders."""
+    values, ties = sums[..., 3], sums[..., 4]
+    total = 2 * values
+    return (total**2 - 2 * (values - ties) ** 2 - (2 * ties) ** 2) / (total * (total - 1))
+
+
+def _alpha_estimate(agreed: np.ndarray) -> Estimate | None:
+    """Alpha with the interval of the bootstrap, which has no width where items drawn again are always alike, as where all agree.
+
+    There it is that of the share of values that agree within pairs, at the disagreement that is expected of all values.
+    """
+    found = _bootstrap(agreed, _alpha)
+    if found is None or found.high - found.low > 1e-9:
+        return found
+    observed = clustered_share(agreed[:, 3] - agreed[:, 2], agreed[:, 3], np.arange(len(agreed)))
+    assert observed is not None, "where alpha is known, there are items"
+    expected = float(_expected_disagreement(agreed.sum(axis=0)))
+    low, high = (1 - (1 - share) / expected for share in observed[1:])
+    return Estimate(found.value, max(-1.0, low), high)
 
 
 def _bootstrap(per_item: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate | None:

@@ -90,7 +90,7 @@ class RankRow(Base):
 
 
 class AccountRow(Base):
-    """Someone who signs in."""
+    """Someone who signs in, or whom a file named."""
 
     __tablename__ = "accounts"
 
@@ -98,7 +98,7 @@ class AccountRow(Base):
     name: Mapped[str] = mapped_column(String(80), unique=True)
     """As signed in with, and as judgements are signed; a pseudonym once the account is deleted."""
     password: Mapped[str | None]
-    """An argon2 hash; none once the account is deleted."""
+    """An argon2 hash; none for someone whom a file named, and once the account is deleted."""
     role: Mapped[str] = mapped_column(String(16))
     """`owner`, `lead`, `annotator` or `viewer`."""
     daily_cap: Mapped[int | None]
@@ -107,6 +107,11 @@ class AccountRow(Base):
     """Categories of content that are not shown to this person."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     deleted_at: Mapped[datetime | None]
+    """When its name was forgotten."""
+
+    @property
+    def can_sign_in(self) -> bool:
+        return self.password is not None and self.deleted_at is None
 
 
 class SessionRow(Base):

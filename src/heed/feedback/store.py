@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from heed.errors import UserError
+from heed.feedback.categories import categories_of, merged_tags
 from heed.feedback.database import Database, take_turns
-from heed.feedback.schema import AnswerRow, JudgementRow, PromptRow, RankRow, ResponseRow, SourceRow
+from heed.feedback.schema import AnswerRow, ItemRow, JudgementRow, ProjectRow, PromptRow, RankRow, ResponseRow, SourceRow
 from heed.records import Judgement, Message, Prompt, Response
 
 MAX_TEXT = 1_000_000
@@ -38,7 +40,7 @@ class FeedbackStore:
         self.database.close()
 
     def add_prompt(self, prompt: Prompt) -> str:
-        """Add a prompt and return its id; a known prompt gains the tags it did not have, and new values of those it had."""
+        """Add a prompt and return its id; a known prompt gains the tags and `categories` it did not have, and new values of other tags."""
         self.add_items([(prompt, ())])
         return prompt.id
 
@@ -155,15 +157,40 @@ def _add_prompts(session: Session, prompts: Sequence[Prompt]) -> None:
     known: dict[str, PromptRow] = {}
     for ids in _chunks({p.id for p in prompts}):
         known.update((row.id, row) for row in session.scalars(select(PromptRow).where(PromptRow.id.in_(ids))))
+    before = {row.id: categories_of(row.tags) for row in known.values()}
     for prompt in prompts:
         if prompt.id in known:
-            row = known[prompt.id]
-            row.tags = {**row.tags, **prompt.tags}
+            known[prompt.id].tags = merged_tags(known[prompt.id].tags, prompt.tags)
         else:
             content = prompt.text if isinstance(prompt.text, str) else [[m.role, m.content] for m in prompt.text]
             known[prompt.id] = PromptRow(id=prompt.id, content=content, tags=dict(prompt.tags))
             session.add(known[prompt.id])
     session.flush()
+    after = {prompt_id: categories_of(known[prompt_id].tags) for prompt_id in before}
+    _refresh_items(session, {prompt_id: names for prompt_id, names in after.items() if names != before[prompt_id]})
+
+
+def _refresh_items(session: Session, changed: Mapping[str, list[str]]) -> None:
+    """Give items, whatever their project, the categories that their prompts have got."""
+    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for prompt_id, names in changed.items():
+        alike[tuple(names)].append(prompt_id)
+    for names, prompt_ids in alike.items():
+        for ids in _chunks(prompt_ids):
+            # Their projects are named so that the index is used, and locked first, as by all who change items.
+            own = ItemRow.project_id.in_(select(ProjectRow.id)), ItemRow.prompt_id.in_(ids)
+            projects = select(ProjectRow.id).where(ProjectRow.id.in_(select(ItemRow.project_id).where(*own)))
+            session.execute(projects.with_for_update(key_share=True))
+            session.execute(update(ItemRow).where(*own).values(categories=list(names)).execution_options(synchronize_session=False))
+
+
+def prompt_categories(session: Session, prompt_ids: Iterable[str]) -> dict[str, list[str]]:
+    """What each of these prompts may hold, by all that was ever said of it."""
+    found: dict[str, list[str]] = {}
+    for ids in _chunks(prompt_ids):
+        query = select(PromptRow.id, PromptRow.tags).where(PromptRow.id.in_(ids))
+        found.update((prompt_id, categories_of(tags)) for prompt_id, tags in session.execute(query))
+    return found
 
 
 def _response_ids(session: Session, prompt_ids: Iterable[str]) -> dict[tuple[str, str], int]:

@@ -45,11 +45,12 @@ from heed.feedback.schema import (
     ResponseRow,
     utc_now,
 )
+from heed.feedback.store import MAX_TEXT as MAX_RESPONSE
 from heed.feedback.store import add_judgements
 from heed.records import Judgement, Message, Prompt
 
 MAX_TEXT = 20_000
-"""Characters of a note or an ideal response."""
+"""Characters of a note; an ideal response may be as long as any response."""
 SLOT_REASONS: tuple[Reason, ...] = ("random", "uncertain", "imported")
 """Of leases that fill one of an item's slots; gold items and repetitions fill none."""
 
@@ -218,22 +219,23 @@ class Tasks:
             _close(session, lease, "skipped", settings.overlap)
             audit(session, account_id, "skip", item=lease.item_id)
 
-    def undo(self, project_id: int, account_id: int) -> Task | None:
+    def last_answer(self, project_id: int, account_id: int) -> int | None:
+        """The answer that an undo would take back, by its id; None where there is none."""
+        with self.database.read() as session:
+            last = _last_answer(session, project_id, account_id)
+            return None if last is None else last.id
+
+    def undo(self, project_id: int, account_id: int, answer_id: int | None = None) -> Task | None:
         """Take back the annotator's last answer, which is kept as undone, and show its task again; None where there is none.
 
-        A task that was open meanwhile goes back to the others. What a file brought stays.
+        With `answer_id` that answer and no other: None where it is not the last one. A task that was open meanwhile goes back to the
+        others. What a file brought stays.
         """
         with self.database.write() as session:
             settings = settings_of(find_project(session, project_id, lock=True))
             _annotator(session, account_id)
-            last = session.scalar(
-                select(AnswerRow)
-                .where(AnswerRow.account_id == account_id, in_project(AnswerRow.item_id, project_id))
-                .where(AnswerRow.undone_at.is_(None), AnswerRow.skipped == "", ~from_file(AnswerRow.lease_id))
-                .order_by(AnswerRow.id.desc())
-                .limit(1)
-            )
-            if last is None:
+            last = _last_answer(session, project_id, account_id)
+            if last is None or answer_id not in (None, last.id):
                 return None
             for other in session.scalars(_open_leases(project_id).where(LeaseRow.account_id == account_id)).all():
                 _close(session, other, "expired", settings.overlap)
@@ -340,27 +342,38 @@ def check_answer(answer: Answer, settings: ProjectSettings, count: int) -> None:
         if name not in settings.flags or not whole(places, range(count)):
             raise reject(f"flag {name}", places, f"one of {', '.join(settings.flags) or 'no flags'}, at places 0 to {count - 1}")
     _check_text("note", answer.note)
-    _check_text("ideal", answer.ideal)
+    _check_text("ideal", answer.ideal, MAX_RESPONSE)
     if answer.ideal and not settings.ideal:
         raise reject("ideal", "a response", "none: the project does not ask for one")
     if settings.ideal and settings.compare == "none" and not settings.ratings and not answer.ideal.strip():
         raise reject("ideal", "nothing", "the response that should be given")
 
 
-def _check_text(name: str, text: str) -> None:
+def _check_text(name: str, text: str, most: int = MAX_TEXT) -> None:
     """What every database keeps as it is: PostgreSQL has no place for NUL, and no file for half a character."""
     if not isinstance(text, str):
         raise UserError(f"{name}: {str(text)[:200]}", expected="text")
-    if len(text) > MAX_TEXT:
-        raise UserError(f"{name}: {len(text):,} characters", expected=f"at most {MAX_TEXT:,}")
+    if len(text) > most:
+        raise UserError(f"{name}: {len(text):,} characters", expected=f"at most {most:,}")
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError(f"{name}: a character that is none", expected="text")
 
 
+def _last_answer(session: Session, project_id: int, account_id: int) -> AnswerRow | None:
+    """What the annotator answered last, and has not taken back."""
+    return session.scalar(
+        select(AnswerRow)
+        .where(AnswerRow.account_id == account_id, in_project(AnswerRow.item_id, project_id))
+        .where(AnswerRow.undone_at.is_(None), AnswerRow.skipped == "", ~from_file(AnswerRow.lease_id))
+        .order_by(AnswerRow.id.desc())
+        .limit(1)
+    )
+
+
 def _annotator(session: Session, account_id: int) -> AccountRow:
-    """Within a transaction; until its end the account is neither renamed nor deleted."""
+    """Within a transaction, someone who can sign in; until its end the account is neither renamed nor deleted."""
     account = session.scalar(select(AccountRow).where(AccountRow.id == account_id).with_for_update(read=True))
-    if account is None or account.deleted_at is not None:
+    if account is None or not account.can_sign_in:
         raise NotFound(f"there is no account {account_id}")
     return account
 

@@ -11,9 +11,9 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby, islice
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from itertools import groupby, islice, pairwise
+from typing import Any, NamedTuple
 
 from sqlalchemy import Executable, and_, insert, select
 from sqlalchemy.exc import DataError, IntegrityError
@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from heed.config import load_config
 from heed.errors import UserError
 from heed.feedback.accounts import alone
+from heed.feedback.categories import merged_tags
 from heed.feedback.database import Database, take_turns
 from heed.feedback.projects import Conflict, Project, Projects, ProjectSettings, audit, check_ranks, find_project
 from heed.feedback.schema import (
@@ -41,9 +42,8 @@ from heed.feedback.schema import (
     RewardScoreRow,
     SourceRow,
     WaitingPromptRow,
-    utc_now,
 )
-from heed.feedback.store import add_items
+from heed.feedback.store import add_items, prompt_categories
 from heed.feedback.transfer_records import (
     VERSION,
     AnswerLine,
@@ -190,6 +190,18 @@ def _scores(session: Session, project_id: int, model_id: int) -> Iterator[tuple[
             yield item_id, scores
 
 
+class _Lease(NamedTuple):
+    """A lease that was added."""
+
+    line: int
+    id: int
+    item: int
+    """The item's number."""
+    annotator: str
+    order: list[int]
+    state: str
+
+
 @dataclass
 class _Writer:
     """Adds lines to a database within a transaction."""
@@ -199,8 +211,9 @@ class _Writer:
     project: ProjectRow | None = None
     items: list[tuple[int, str, list[int]]] = field(default_factory=list)
     """Of each item its id, its prompt's, and its responses'."""
-    leases: list[tuple[int, int, str, list[int]]] = field(default_factory=list)
-    """Of each lease its id, its item's number, the annotator, and the order shown."""
+    leases: list[_Lease] = field(default_factory=list)
+    answered: set[int] = field(default_factory=set)
+    """The ids of leases whose answer, or reason to skip, stands."""
     accounts: dict[str, int] = field(default_factory=dict)
     models: list[int] = field(default_factory=list)
     """The id of each reward model."""
@@ -226,6 +239,9 @@ class _Writer:
     def done(self) -> Project:
         if self.project is None:
             raise self._error(1, "nothing but the first line", "a project")
+        for lease in self.leases:
+            if lease.state in ("answered", "skipped") and lease.id not in self.answered:
+                raise self._error(lease.line, f"a lease that was {lease.state}", "a line that says how, and was not undone")
         counts = {"items": len(self.items), "leases": len(self.leases)}
         audit(self.session, None, "project.import", project=self.project.id, name=self.project.name, **counts)
         settings = load_config(ProjectSettings, self.project.settings, self.file)
@@ -255,15 +271,17 @@ class _Writer:
         contents = [
             (_prompt(said), [Response(r.text, s.model, s.sampling, s.run) for r in said.responses for s in r.sources]) for _, said in batch
         ]
-        rows = []
-        for (number, said), (prompt, _), found in zip(batch, contents, add_items(self.session, contents), strict=True):
+        rows, added = [], add_items(self.session, contents)
+        categories = prompt_categories(self.session, {prompt.id for prompt, _ in contents})
+        for (number, said), (prompt, _), found in zip(batch, contents, added, strict=True):
             ids = list(dict.fromkeys(found))
             if len(ids) < len(said.responses):
                 raise self._error(number, "a response that comes twice", "different responses")
             if said.gold is not None:
                 self._check_ranks(number, said.gold, len(ids))
             digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
-            rows.append((ItemRow(project_id=self.project.id, prompt_id=prompt.id, digest=digest, **values(said, ItemRow)), ids))
+            own = {**values(said, ItemRow), "categories": categories[prompt.id]}
+            rows.append((ItemRow(project_id=self.project.id, prompt_id=prompt.id, digest=digest, **own), ids))
         self.session.add_all(row for row, _ in rows)
         self.session.flush()
         places = [{"item_id": row.id, "position": i, "response_id": r} for row, ids in rows for i, r in enumerate(ids)]
@@ -283,30 +301,31 @@ class _Writer:
             if sorted(said.order) != list(range(len(responses))):
                 raise self._error(number, f"order {list(said.order)}", f"each of 0 to {len(responses) - 1} once")
             account_id = self._account(said.annotator, "annotator", number)
-            rows.append((LeaseRow(item_id=item_id, account_id=account_id, **values(said, LeaseRow)), said))
-        self.session.add_all(row for row, _ in rows)
+            rows.append((LeaseRow(item_id=item_id, account_id=account_id, **values(said, LeaseRow)), number, said))
+        self.session.add_all(row for row, _, _ in rows)
         self.session.flush()
-        self.leases += [(row.id, said.item, said.annotator, row.order) for row, said in rows]
+        self.leases += [_Lease(number, row.id, said.item, said.annotator, row.order, said.state) for row, number, said in rows]
 
     def _add_answers(self, batch: Sequence[Numbered]) -> None:
         rows, judgements, ranks = [], [], []
         for number, said in batch:
-            lease_id, item, annotator, order = self._find(self.leases, said.lease, "lease", number)
-            item_id, prompt_id, responses = self.items[item]
+            lease = self._find(self.leases, said.lease, "lease", number)
+            self._check_standing(number, lease, said)
+            item_id, prompt_id, responses = self.items[lease.item]
             places = {place for named in said.flags.values() for place in named}
             if any(len(rated) != len(responses) for rated in said.ratings.values()) or not places <= set(range(len(responses))):
                 raise self._error(number, "ratings or flags that do not fit the item", f"something of its {len(responses)} responses")
-            row = AnswerRow(lease_id=lease_id, item_id=item_id, account_id=self.accounts[annotator], **values(said, AnswerRow))
+            row = AnswerRow(lease_id=lease.id, item_id=item_id, account_id=self.accounts[lease.annotator], **values(said, AnswerRow))
             rows.append(row)
             if said.judgement is None:
                 continue
             self._check_ranks(number, said.judgement.ranks, len(responses))
-            signed = {"prompt_id": prompt_id, "annotator": annotator, "seconds": said.seconds, "note": said.note}
+            signed = {"prompt_id": prompt_id, "annotator": lease.annotator, "seconds": said.seconds, "note": said.note}
             judgements.append((row, JudgementRow(**signed, **values(said.judgement, JudgementRow))))
             ranked = zip(responses, said.judgement.ranks, strict=True)
             ranks.append(
                 [
-                    {"position": place, "response_id": response_id, "rank": rank, "shown": order.index(place)}
+                    {"position": place, "response_id": response_id, "rank": rank, "shown": lease.order.index(place)}
                     for place, (response_id, rank) in enumerate(ranked)
                 ]
             )
@@ -354,7 +373,13 @@ class _Writer:
             self.session.execute(insert(RewardScoreRow), rows)
 
     def _add_curves(self, batch: Sequence[Numbered]) -> None:
-        self._insert(LearningCurveRow, [values(said, LearningCurveRow) for _, said in batch])
+        for number, said in batch:
+            answers = [point.answers for point in said.points]
+            if any(one >= other for one, other in pairwise(answers)):
+                raise self._error(number, f"points from {', '.join(map(str, answers[:8]))} answers", "each from more than the one before")
+        points = [[asdict(point) for point in said.points] for _, said in batch]
+        rows = zip(batch, points, strict=True)
+        self._insert(LearningCurveRow, [{**values(said, LearningCurveRow), "points": found} for (_, said), found in rows])
 
     def _insert(self, table: type[WaitingPromptRow | LearningCurveRow], rows: Sequence[Row]) -> None:
         """Rows of the project to which no other line refers."""
@@ -365,6 +390,19 @@ class _Writer:
         if not 0 <= number < len(known):
             raise self._error(line, f"{what} {number}", f"one of the {len(known)} in the lines before")
         return known[number]
+
+    def _check_standing(self, number: int, lease: _Lease, said: AnswerLine) -> None:
+        """Of a lease one answer stands, or one reason to skip, as its state says; none that is open or expired."""
+        if said.undone_at is not None:
+            return
+        if lease.state != ("skipped" if said.skipped else "answered"):
+            what = "a reason to skip" if said.skipped else "an answer"
+            raise self._error(
+                number, f"{what} to a lease that is {lease.state}", f"one that was undone, or another state in line {lease.line}"
+            )
+        if lease.id in self.answered:
+            raise self._error(number, f"a second answer to the lease of line {lease.line}", "one that was not undone")
+        self.answered.add(lease.id)
 
     def _check_ranks(self, number: int, ranks: Sequence[int], count: int) -> None:
         try:
@@ -379,7 +417,7 @@ class _Writer:
             if row is None:
                 if not (0 < len(name) <= 80 and name.isprintable()):
                     raise self._error(number, f"a person named {name[:100]!r}", "1 to 80 characters that can be seen")
-                row = AccountRow(name=name, role=role, avoid=[], deleted_at=utc_now())
+                row = AccountRow(name=name, role=role, avoid=[])
                 self.session.add(row)
                 self.session.flush()
             self.accounts[name] = row.id
@@ -387,4 +425,7 @@ class _Writer:
 
 
 def _prompt(said: ItemLine | WaitingLine) -> Prompt:
-    return Prompt(said.prompt if isinstance(said.prompt, str) else tuple(Message(*m) for m in said.prompt), said.tags)
+    # An older heed could write categories of an item that its prompt's tags do not name.
+    known = ", ".join(said.categories) if isinstance(said, ItemLine) else ""
+    tags = merged_tags(said.tags, {"categories": known}) if known else said.tags
+    return Prompt(said.prompt if isinstance(said.prompt, str) else tuple(Message(*m) for m in said.prompt), tags)

@@ -21,6 +21,7 @@ Row = dict[str, Any]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 _strict = with_config(ConfigDict(extra="forbid"))
 
 
@@ -146,10 +147,22 @@ class ScoresLine:
 
 @_strict
 @dataclass(frozen=True, slots=True)
+class PointLine:
+    items: Count
+    answers: Annotated[Count, Field(ge=1)]
+    pairs: Count
+    accuracy: Share
+    low: Finite
+    high: Finite
+    ceiling: Share | None = None
+
+
+@_strict
+@dataclass(frozen=True, slots=True)
 class CurveLine:
     record: Literal["learning_curve"]
     model: str
-    points: list[Row]
+    points: Annotated[tuple[PointLine, ...], Field(min_length=1)]
     created_at: NaiveDatetime
 
 
@@ -199,7 +212,7 @@ def read_lines(lines: Iterable[bytes], file: str) -> Iterator[Numbered]:
     _, first = next(numbered, (1, b""))
     try:
         start = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         start = None
     if not isinstance(start, dict) or start.get("heed") != "project":
         raise UserError("this is no export of a whole project", file=file, line=1, expected=f'{{"heed": "project", "version": {VERSION}}}')

@@ -410,8 +410,7 @@ def change_role(account_id: IdInPath, new: NewRole, account: Owner, site: AnySit
 @router.put("/people/{account_id}/daily-cap", tags=["people"])
 def change_daily_cap(account_id: IdInPath, new: DailyCap, account: Lead, site: AnySite) -> Person:
     """Change how many answers a day a person may give."""
-    avoid = site.accounts.get(account_id).avoid
-    return Person.of(site.accounts.change(account_id, account.id, daily_cap=new.daily_cap, avoid=avoid))
+    return Person.of(site.accounts.change(account_id, account.id, daily_cap=new.daily_cap))
 
 
 @router.delete("/people/{account_id}", tags=["people"])

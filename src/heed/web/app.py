@@ -20,12 +20,10 @@ from heed.errors import UserError
 from heed.feedback.database import Database
 from heed.feedback.projects import Conflict, NotFound
 from heed.web import adjudicate, api, dashboard, export, label, people, projects
-from heed.web.limits import BodyLimit
+from heed.web.limits import MAX_BODY, BodyLimit
 from heed.web.site import HERE, Forbidden, SignInFirst, Site, go, render
 
 PARTS = (people, projects, label, adjudicate, dashboard, export, api)
-MAX_BODY = 64 * 2**20
-"""Bytes of the largest request: an upload of data."""
 THREADS = 4
 """Requests that are worked on at once. More would wait for each other all the same, and longer: whoever holds a project's lock
 gives up the interpreter at every statement, and gets it back when the others let it."""

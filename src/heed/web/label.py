@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from string import ascii_uppercase
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
@@ -14,7 +15,7 @@ from heed.feedback.accounts import Account
 from heed.feedback.projects import SCALE, STRENGTHS, Conflict, ProjectSettings
 from heed.feedback.tasks import Answer, Screen, Task
 from heed.feedback.waiting import WaitingPrompts
-from heed.web.site import AnySite, Form, Labeller, Site, go, render, text_field
+from heed.web.site import AnySite, Form, Labeller, Site, go, number_field, render, text_field
 from heed.web.text import markdown, turns
 
 REASONS = (
@@ -25,6 +26,8 @@ REASONS = (
 )
 DEGREES = ("slightly better", "better", "much better", "far better")
 """Of a preference between two, as many as it has strengths."""
+UNSAID = {"csrf", "revision"}
+"""Fields of a form that say nothing of a task."""
 
 router = APIRouter()
 
@@ -41,7 +44,7 @@ def answer(request: Request, site: AnySite, me: Labeller, lease_id: int, form: F
     try:
         site.tasks.answer(lease_id, me.id, read_answer(fields, project.settings, count))
     except UserError as error:
-        return _again(request, site, me, project.id, lease_id, fields, error)
+        return _again(request, site, me, project.id, lease_id, fields, error, revision=text_field(form, "revision", ""))
     return go(f"/projects/{project.id}/label")
 
 
@@ -59,8 +62,14 @@ def skip(request: Request, site: AnySite, me: Labeller, lease_id: int, form: For
 
 @router.post("/projects/{project_id}/undo")
 def undo(request: Request, site: AnySite, me: Labeller, project_id: int, form: Form) -> Response:
-    if site.tasks.undo(project_id, me.id) is None:
-        return _next(request, site, me, project_id, notice="There is no answer of yours to take back here.")
+    named = number_field(form, "answer")
+    if site.tasks.undo(project_id, me.id, named) is None:
+        last = site.tasks.last_answer(project_id, me.id) or 0
+        if not last and not named:
+            return _next(request, site, me, project_id, notice="There is no answer of yours to take back here.")
+        if named < last:
+            newer = "Nothing was taken back: you have given another answer since that page was shown."
+            return _next(request, site, me, project_id, notice=newer)
     return go(f"/projects/{project_id}/label")
 
 
@@ -70,15 +79,20 @@ def letter(place: int) -> str:
 
 
 def fields_in(form: FormData) -> dict[str, str]:
-    """The fields of a form as text; UserError where one is a file."""
-    return {name: text_field(form, name) for name in form if name != "csrf"}
+    """What was said in a form, as text; UserError where a field is a file."""
+    return {name: text_field(form, name) for name in form if name not in UNSAID}
+
+
+def field_name(kind: str, name: str, place: int) -> str:
+    """The field of a rating or flag of one response: by name, as a lead may put them in another order while someone reads."""
+    return f"{kind}_{quote(name, safe='')}_{place}"
 
 
 def read_answer(fields: Mapping[str, str], settings: ProjectSettings, count: int) -> Answer:
     """What a form says of `count` responses; UserError for whatever is missing or was not asked."""
     places = range(count)
-    ratings = {name: [f"rating_{i}_{place}" for place in places] for i, name in enumerate(settings.ratings)}
-    flags = {name: [f"flag_{i}_{place}" for place in places] for i, name in enumerate(settings.flags)}
+    ratings = {name: [field_name("rating", name, place) for place in places] for name in settings.ratings}
+    flags = {name: [field_name("flag", name, place) for place in places] for name in settings.flags}
     compared = {"rank": [f"rank_{place}" for place in places], "pairwise": ["strength"], "none": []}[settings.compare]
     asked = {"ideal", "note", *compared}.union(*ratings.values(), *flags.values())
     if odd := sorted(set(fields) - asked):
@@ -123,10 +137,10 @@ def fields_of(answer: Answer, settings: ProjectSettings) -> dict[str, str]:
         fields["strength"] = str(answer.strength if answer.ranks[0] > answer.ranks[1] else -answer.strength)
     elif answer.ranks:
         fields |= {f"rank_{place}": str(rank) for place, rank in enumerate(answer.ranks)}
-    for i, name in enumerate(settings.ratings):
-        fields |= {f"rating_{i}_{place}": str(value) for place, value in enumerate(answer.ratings.get(name, ()))}
-    for i, name in enumerate(settings.flags):
-        fields |= {f"flag_{i}_{place}": "on" for place in answer.flags.get(name, ())}
+    for name in settings.ratings:
+        fields |= {field_name("rating", name, place): str(value) for place, value in enumerate(answer.ratings.get(name, ()))}
+    for name in settings.flags:
+        fields |= {field_name("flag", name, place): "on" for place in answer.flags.get(name, ())}
     return fields
 
 
@@ -140,28 +154,41 @@ def _next(
 ) -> HTMLResponse:
     """The next task, or what there is to say where none is left; `lost` is what was written and not kept."""
     screen, told = site.tasks.screen(project_id, me.id), {"notice": notice, "error": error, "lost": lost}
+    last = site.tasks.last_answer(project_id, me.id) or 0
     if screen.task is not None:
         fields = fields_of(screen.task.answer, screen.project.settings) if screen.task.answer else {}
-        return _page(request, screen, screen.task, fields, status=status, **told)
+        return _page(request, screen, screen.task, fields, last, status=status, **told)
     capped = me.daily_cap is not None and screen.progress.today >= me.daily_cap
     waiting = WaitingPrompts(site.database).count(project_id)
-    context = {"project": screen.project, "progress": screen.progress, "capped": capped, "waiting": waiting}
+    context = {"project": screen.project, "progress": screen.progress, "capped": capped, "waiting": waiting, "last": last}
     return render(request, "done.html.j2", status=status, **context, **told)
 
 
 def _again(
-    request: Request, site: Site, me: Account, project_id: int, lease_id: int, fields: Mapping[str, str], error: UserError
+    request: Request,
+    site: Site,
+    me: Account,
+    project_id: int,
+    lease_id: int,
+    fields: Mapping[str, str],
+    error: UserError,
+    *,
+    revision: str = "",
 ) -> Response:
     """The same task with what was typed, and what is wrong with it; the next one where that is no longer this person's to answer."""
     screen = site.tasks.screen(project_id, me.id)
     if screen.task is not None and screen.task.lease_id == lease_id:
-        return _page(request, screen, screen.task, fields, status=422, error=str(error), notice="", lost="")
+        if revision not in ("", str(screen.project.revision)):
+            error = Conflict("what is asked was changed while this page was open", fix="look through it again, then save")
+        status, lost = 409 if isinstance(error, Conflict) else 422, "" if screen.project.settings.ideal else fields.get("ideal", "")
+        last = site.tasks.last_answer(project_id, me.id) or 0
+        return _page(request, screen, screen.task, fields, last, status=status, error=str(error), notice="", lost=lost)
     gone = error if isinstance(error, Conflict) else Conflict("this task is no longer yours", fix="go on with the next one")
     lost = "\n\n".join(text for name in ("ideal", "note", "words") if (text := fields.get(name, "").strip()))
     return _next(request, site, me, project_id, status=409, error=str(gone), lost=lost)
 
 
-def _page(request: Request, screen: Screen, task: Task, fields: Mapping[str, str], *, status: int, **told: str) -> HTMLResponse:
+def _page(request: Request, screen: Screen, task: Task, fields: Mapping[str, str], last: int, *, status: int, **told: str) -> HTMLResponse:
     settings = screen.project.settings
     return render(
         request,
@@ -174,6 +201,8 @@ def _page(request: Request, screen: Screen, task: Task, fields: Mapping[str, str
         responses=[(letter(place), text, markdown(text)) for place, text in enumerate(task.responses)],
         categories=categories(task.prompt.tags),
         fields=fields,
+        field_name=field_name,
+        last=last,
         guidelines=markdown(settings.guidelines),
         progress=screen.progress,
         scale=SCALE,

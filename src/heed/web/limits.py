@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+MAX_BODY = 64 * 2**20
+"""Bytes of the largest request: an upload of data, or as much of it pasted."""
 MOST_KEYS = 10_000
 """Names and addresses that are remembered before the old ones are looked through."""
 

@@ -174,7 +174,7 @@ def delete_account(site: AnySite, signed: Visitor, form: Form) -> Response:
 def audit_page(request: Request, site: AnySite, me: Owner, action: str = "", before: Id | None = None) -> Response:
     entries = site.accounts.log(action.strip()[:40], before)
     older = entries[-1].id if len(entries) == LOG_PAGE else None
-    names = {person.id: person.name for person in site.accounts.all()}
+    names = {person.id: person.name for person in (*site.accounts.all(), *site.accounts.imported())}
 
     def told(entry: LogEntry) -> list[tuple[str, str]]:
         detail = entry.detail | ({"account": names.get(entry.detail["account"])} if entry.detail.get("account") in names else {})
@@ -188,7 +188,7 @@ def audit_page(request: Request, site: AnySite, me: Owner, action: str = "", bef
 def _people(request: Request, site: Site, me: Account, link: str | None = None, role: str | None = None) -> Response:
     people, today = site.accounts.all(), site.accounts.answers_today()
     roles = {"all": ROLES, "invitable": invitable(me), "invited": role}
-    told = {"link": link, "days": INVITATION_DAYS, "invitations": site.accounts.invitations()}
+    told = {"link": link, "days": INVITATION_DAYS, "invitations": site.accounts.invitations(), "imported": site.accounts.imported()}
     return render(request, "people.html.j2", people=people, today=today, roles=roles, **told)
 
 

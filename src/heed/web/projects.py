@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import fields
@@ -39,6 +40,8 @@ LABELS = {
     "lease_minutes": "Minutes for a task",
 }
 """What the form calls the fields of `ProjectSettings`."""
+NAME = re.compile(r'\s*"((?:[^"]|"")*)"\s*(?=,|$)|[^,]+')
+"""Of a flag or an attribute among others, with commas between; one that holds a comma itself stands in quotes."""
 CHOICES = {name: get_args(get_type_hints(ProjectSettings)[name]) for name in ("compare", "strategy")}
 
 
@@ -205,9 +208,23 @@ def _as_typed(settings: ProjectSettings) -> dict[str, str]:
     def text(value: Any) -> str:
         if isinstance(value, bool):
             return "yes" if value else ""
-        return ", ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+        if isinstance(value, tuple):
+            return ", ".join(map(_quoted, value))
+        return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
     return {f.name: text(getattr(settings, f.name)) for f in fields(settings)}
+
+
+def _quoted(name: str) -> str:
+    """A name as the form shows it among others."""
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"' if "," in name or name.startswith('"') else name
+
+
+def _names(typed: str) -> tuple[str, ...]:
+    """Names as `_quoted` shows them."""
+    found = (match[0] if match[1] is None else match[1].replace('""', '"') for match in NAME.finditer(typed))
+    return tuple(name.strip() for name in found if name.strip())
 
 
 def _typed(form: FormData) -> dict[str, str]:
@@ -221,7 +238,7 @@ def _settings(form: FormData) -> ProjectSettings:
         if typed[name] not in allowed:
             raise UserError(f"{name} is {typed[name][:80]!r}", expected=f"one of {', '.join(allowed)}")
     values: dict[str, Any] = {name: typed[name] for name in ("criterion", "guidelines", *CHOICES)}
-    values |= {name: tuple(part.strip() for part in typed[name].split(",") if part.strip()) for name in ("ratings", "flags")}
+    values |= {name: _names(typed[name]) for name in ("ratings", "flags")}
     values |= {name: number_field(form, name) for name in ("num_responses", "overlap", "lease_minutes")}
     values |= {name: number_field(form, name, float) for name in ("gold_rate", "again_rate", "control_share")}
     if values["compare"] == "pairwise":

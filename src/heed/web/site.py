@@ -20,7 +20,7 @@ from heed.feedback.database import Database
 from heed.feedback.projects import Forbidden, Projects
 from heed.feedback.store import FeedbackStore
 from heed.feedback.tasks import Tasks
-from heed.web.limits import Attempts
+from heed.web.limits import MAX_BODY, Attempts
 
 HERE = Path(__file__).parent
 COOKIE = "heed_session"
@@ -122,7 +122,7 @@ Owner = Annotated[Account, having("own")]
 
 async def checked_form(request: Request, signed: Visitor) -> FormData:
     """The fields of a form that a page of this very session sent; Forbidden for any other."""
-    form = await request.form(max_files=1, max_fields=1000)
+    form = await request.form(max_files=1, max_fields=1000, max_part_size=MAX_BODY)
     given = form.get("csrf") or request.headers.get("x-csrf-token") or ""
     if not isinstance(given, str) or not hmac.compare_digest(given.encode(errors="replace"), signed.csrf.encode()):
         raise Forbidden("this form does not come from your session", fix="go back, reload the page and send it again")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -21,6 +23,9 @@ LONGEST = 30_000
 """Characters that are read as Markdown; a longer text is shown as it was written."""
 DEEPEST = 50
 """Levels of quotes and lists, likewise."""
+_LINE_END = re.compile(r"\r\n?|\n")
+_AROUND_CELLS = re.compile(r"[\s|\\>]")
+"""What a row of a table, which may stand in a quote, has beside the words of its cells."""
 
 
 @lru_cache(maxsize=512)  # a page is shown again after an error, and an item to each of its annotators
@@ -29,7 +34,7 @@ def markdown(text: str) -> Markup:
     tokens = _parser.parse(text) if len(text) <= LONGEST else []
     html = _clean(_parser.renderer.render(tokens, _parser.options, {}))
     nothing_shown = not nh3.clean(html, tags=set()).strip()
-    if nothing_shown or any(token.level >= DEEPEST for token in tokens):
+    if nothing_shown or any(token.level >= DEEPEST for token in tokens) or _cells_cut(tokens, text):
         html = f"<p>{escape(text)}</p>".replace("\n", "<br>\n")
     return Markup(html)
 
@@ -41,12 +46,22 @@ def turns(prompt: Prompt) -> list[tuple[str, Markup]]:
     return [(message.role, markdown(message.content)) for message in prompt.text]
 
 
+def _cells_cut(tokens: Sequence[Token], text: str) -> bool:
+    """Whether a row of a table says more than its cells show: the parser drops those beyond its header's."""
+    lines, shown = _LINE_END.split(text), defaultdict[int, str](str)
+    for token in tokens:
+        if token.type == "inline" and token.map:
+            shown[token.map[0]] += token.content
+    rows = [row for token in tokens if token.type == "tbody_open" and token.map for row in range(*token.map)]
+    return any(_AROUND_CELLS.sub("", lines[row]) != _AROUND_CELLS.sub("", shown[row]) for row in rows)
+
+
 def _clean(html: str) -> str:
     return nh3.clean(
         html,
         tags=INLINE | BLOCKS,
         clean_content_tags=set(),
-        attributes={"a": {"href"}, "ol": {"start"}},
+        attributes={"a": {"href"}, "ol": {"start"}, "li": {"value"}},
         allowed_classes={"span": {"address"}},
         set_tag_attribute_values={"a": {"target": "_blank"}},
         link_rel="noopener noreferrer nofollow",
@@ -62,16 +77,15 @@ def _link_open(renderer: RendererProtocol, tokens: Sequence[Token], index: int, 
 
 def _link_close(renderer: RendererProtocol, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
     opening = next(i for i in range(index, -1, -1) if tokens[i].type == "link_open")  # links hold no links
-    href, title = _address(tokens[opening]), _address(tokens[opening], "title")
+    where = _where(tokens[opening], "href")
     shown = "".join(token.content for token in tokens[opening + 1 : index])
-    end = "</a>" if href.startswith(WEB) else ""
-    where = f'{href} "{title}"' if title else href
+    end = "</a>" if _address(tokens[opening]).startswith(WEB) else ""
     return end if where == shown else f'{end} <span class="address">({escape(where)})</span>'
 
 
 def _image(renderer: RendererProtocol, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
     token = tokens[index]
-    return f'<span class="address">[image: {escape(token.content)} ({escape(_address(token, "src"))})]</span>'
+    return f'<span class="address">[image: {escape(token.content)} ({escape(_where(token, "src"))})]</span>'
 
 
 def _fence(renderer: RendererProtocol, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
@@ -80,13 +94,35 @@ def _fence(renderer: RendererProtocol, tokens: Sequence[Token], index: int, opti
     return f"{label}<pre><code>{escape(tokens[index].content)}</code></pre>\n"
 
 
+def _item(renderer: RendererProtocol, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    number = tokens[index].info  # as written: a list counts on from its first item
+    return f'<li value="{int(number)}">' if number else "<li>"
+
+
+def _where(token: Token, attribute: str) -> str:
+    """Where a link or an image leads, with the title that browsers would show on hovering alone."""
+    address, title = _address(token, attribute), _address(token, "title")
+    return f'{address} "{title}"' if title else address
+
+
 def _address(token: Token, attribute: str = "href") -> str:
     return str(token.attrGet(attribute) or "")
 
 
-# References are left as text: a response must not hold words that are not shown.
-_parser = (
-    MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": DEEPEST}).enable(["table", "strikethrough"]).disable("reference")
-)
-for _name, _rule in {"link_open": _link_open, "link_close": _link_close, "image": _image, "fence": _fence}.items():
+class _Parser(MarkdownIt):
+    """Reads addresses as they are written: percent signs in place of letters would hide what they say."""
+
+    def normalizeLink(self, url: str) -> str:  # noqa: N802
+        return url
+
+    def normalizeLinkText(self, link: str) -> str:  # noqa: N802
+        return link
+
+
+# A response must not hold words that are not shown. So references are left as text, and the parser, which drops what is nested deeper
+# than its limit, goes one level beyond `DEEPEST`.
+_parser = _Parser("commonmark", {"html": False, "breaks": True, "maxNesting": DEEPEST + 1}).enable(["table", "strikethrough"])
+_parser.disable("reference")
+_rules = {"link_open": _link_open, "link_close": _link_close, "image": _image, "fence": _fence, "list_item_open": _item}
+for _name, _rule in _rules.items():
     _parser.add_render_rule(_name, _rule)

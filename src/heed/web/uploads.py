@@ -10,7 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +18,7 @@ from heed.data.formats import Record
 from heed.data.readers import Parsed, outcomes
 from heed.data.sources import Problem
 from heed.errors import UserError
+from heed.feedback.categories import merged_tags
 from heed.feedback.database import Database, take_turns
 from heed.feedback.projects import Added, Projects, add_project_items
 from heed.feedback.waiting import AddedPrompts, add_prompts
@@ -61,8 +62,8 @@ class Data:
 def read_data(path: Path, name: str = "") -> Data:
     """Read any file that `heed.data` reads; `name` is what errors call it.
 
-    A pair or ranking is one entry; responses that come in rows of their own are put together by prompt. Raises UserError
-    at the first row that is wrong.
+    A pair or ranking is one entry; responses that come in rows of their own are put together by prompt, as are the tags of these rows.
+    Raises UserError at the first row that is wrong.
     """
     name = name or str(path)
     found: list[Found] = []
@@ -80,6 +81,8 @@ def read_data(path: Path, name: str = "") -> Data:
             prompt, texts = (row.record, []) if isinstance(row.record, Prompt) else (row.record.prompt, [row.record.response])
             entry = alone.setdefault(prompt, Found(row.line, prompt, [], None))
             entry.responses.extend(text for text in texts if text not in entry.responses)
+            if prompt.tags != entry.prompt.tags:
+                alone[prompt] = replace(entry, prompt=Prompt(prompt.text, merged_tags(entry.prompt.tags, prompt.tags)))
         else:
             found.append(_compared(row.line, row.record))
     return Data(name, style, [*found, *alone.values()], skipped)

@@ -6,10 +6,18 @@ document.addEventListener("DOMContentLoaded", () => {
   const undo = document.getElementById("undo");
   const form = document.querySelector("form[data-judge]");
   if (form) judge(form, undo);
-  else if (undo) document.addEventListener("keydown", (event) => event.key === "u" && !chord(event) && undo.requestSubmit());
+  else if (undo) takeBack(undo);
 });
 
 const chord = (event) => event.ctrlKey || event.metaKey || event.altKey;
+
+// The page after the last task: the answer before it is taken back once.
+function takeBack(undo) {
+  let sending = false;
+  undo.addEventListener("submit", (event) => (sending ? event.preventDefault() : (sending = true)));
+  addEventListener("pageshow", () => (sending = false));
+  document.addEventListener("keydown", (event) => event.key === "u" && !chord(event) && !event.repeat && undo.requestSubmit());
+}
 
 function element(tag, className, text = "") {
   const made = document.createElement(tag);
@@ -92,7 +100,7 @@ function judge(form, undo) {
   addEventListener("pageshow", () => (sending = false));
   // A skip that is refused comes back with what was said so far.
   skip?.addEventListener("formdata", (event) => {
-    for (const [name, value] of new FormData(form)) if (name !== "csrf") event.formData.append(name, value);
+    for (const [name, value] of new FormData(form)) if (!unsaid.includes(name)) event.formData.append(name, value);
   });
   form.addEventListener("input", () => show());
 
@@ -120,19 +128,18 @@ function judge(form, undo) {
     box.querySelector("textarea").focus();
   }
 
-  function takeBack() {
-    if (["ideal", "note"].some((name) => document.getElementById(name)?.value !== document.getElementById(name)?.defaultValue)) {
-      if (!confirm("What you have written for this task is lost when you undo the last answer. Undo it?")) return;
-    }
-    sending = true;
-    undo.requestSubmit();
-  }
+  const written = () => ["ideal", "note"].some((name) => document.getElementById(name)?.value !== document.getElementById(name)?.defaultValue);
+  undo?.addEventListener("submit", (event) => {
+    const stays = () => written() && !confirm("What you have written for this task is lost when you undo the last answer. Undo it?");
+    if (sending || stays()) event.preventDefault();
+    else sending = true;
+  });
 
   const commands = {
     "?": () => document.getElementById("keys")?.showPopover(),
     g: () => document.getElementById("guidelines")?.showPopover(),
     s: () => document.getElementById("skip")?.showPopover(),
-    u: () => undo && takeBack(),
+    u: () => undo?.requestSubmit(),
     n: () => write("note"),
     i: () => ideal && write("ideal"),
     f: () => flags && (step = flags),
@@ -151,6 +158,7 @@ function judge(form, undo) {
   document.addEventListener("keydown", (event) => {
     const { key, target } = event;
     if (event.isComposing || sending) return;
+    if (event.repeat && !key.startsWith("Arrow")) return; // a key that is held is pressed once; arrows stop at the end of the scale
     const sheet = document.querySelector("[popover]:popover-open");
     if (sheet) return sheetKey(sheet, event);
     if (key === "Enter" && (event.ctrlKey || event.metaKey)) return take(event, goOn);
@@ -176,9 +184,11 @@ function judge(form, undo) {
   lift();
 }
 
+const unsaid = ["csrf", "revision"]; // fields of a form that say nothing of its task
+
 // What is said of a task outlives its page in this tab: a reload, or a sign-in that ran out meanwhile. Returns what keeps it.
 function draft(form) {
-  const said = () => [...new FormData(form)].filter(([name, value]) => name !== "csrf" && value);
+  const said = () => [...new FormData(form)].filter(([name, value]) => value && !unsaid.includes(name));
   const kept = JSON.parse(sessionStorage.getItem("draft") || "{}");
   // What the server sends back with the form is newer.
   if (kept.task === form.action && !said().length) fill(form, kept.said);
