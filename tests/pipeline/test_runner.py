@@ -142,6 +142,7 @@ def test_two_processes_do_not_share_a_folder(write_recipe: WriteRecipe) -> None:
             r"recipe\.yaml:\d+: stage openings: max_tokens is 40; expected fewer than the 32 tokens",
         ),
         ({"dtype": "bfloat16"}, r"recipe\.yaml:\d+: stage sft: it trains the whole model, held in bfloat16.*set dtype: float32"),
+        ({"lora": "{target: [q_proj, v_porj]}"}, r"lora\.target is 'v_porj'; expected all-linear, or names among down_proj"),
         ({"max_length": "6"}, r"stage sample: max_new_tokens is 6; expected fewer than the 6 tokens"),
     ],
 )

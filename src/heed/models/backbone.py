@@ -242,21 +242,9 @@ class Backbone:
             r=self.lora.rank,
             lora_alpha=self.lora.alpha,
             lora_dropout=self.lora.dropout,
-            target_modules=self._targets(self.lora.target),
+            target_modules=lora_targets(self.body, self.lora.target),
             fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.body.modules()),
         )
-
-    def _targets(self, target: str | tuple[str, ...]) -> str | list[str]:
-        """The layers that get adapters, as peft asks for them; it would pass over a name that no layer has."""
-        if target == ALL_LINEAR:
-            return ALL_LINEAR
-        modules = ((_without_adapters(name), module) for name, module in self.body.named_modules() if ".lora_" not in name)
-        layers = [name for name, module in modules if isinstance(module, nn.Linear | Conv1D)]
-        names = [target] if isinstance(target, str) else list(target)
-        unknown = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
-        known = sorted({layer.rpartition(".")[2] for layer in layers})
-        require(not unknown, "lora.target", ", ".join(unknown), f"{ALL_LINEAR}, or names among {', '.join(known)}")
-        return names
 
     def _recomputation(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         standing = [each for each in self._replacements if each.stands]
@@ -279,6 +267,19 @@ class Backbone:
                 yield
         finally:
             self.activate(adapter_before, training=training_before)
+
+
+def lora_targets(body: nn.Module, target: str | tuple[str, ...]) -> str | list[str]:
+    """The layers that get adapters, as peft asks for them; UserError for a name that no layer has, which it would pass over."""
+    if target == ALL_LINEAR:
+        return ALL_LINEAR
+    modules = ((_without_adapters(name), module) for name, module in body.named_modules() if ".lora_" not in name)
+    layers = [name for name, module in modules if isinstance(module, nn.Linear | Conv1D)]
+    names = [target] if isinstance(target, str) else list(target)
+    unknown = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
+    known = sorted({layer.rpartition(".")[2] for layer in layers})
+    require(not unknown, "lora.target", ", ".join(unknown), f"{ALL_LINEAR}, or names among {', '.join(known)}")
+    return names
 
 
 def is_same(found: Tensor, expected: Tensor) -> bool:

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from heed.errors import UserError
+from heed.models.backbone import lora_targets
 from heed.models.loading import is_meant_as_folder
 from heed.models.role import context_length
 from heed.pipeline import sources
@@ -56,10 +57,13 @@ class Shape:
         self.eos_ids = tuple(sorted({i for i in ids if i is not None}))
 
     @cached_property
-    def num_parameters(self) -> int:
+    def empty_model(self) -> Any:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config)
-        return sum(p.numel() for p in model.parameters())
+            return AutoModelForCausalLM.from_config(self.config)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.empty_model.parameters())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ def check(recipe: Recipe, planned: Sequence[PlannedStage]) -> Checked:
     """
     check_folder(recipe)
     shape = Shape(recipe.model)
+    if recipe.lora is not None:
+        lora_targets(shape.empty_model.base_model, recipe.lora.target)
     check_trackers(recipe)
     data: dict[tuple[str, str], Sequence[Record]] = {}
     for each in planned:
