@@ -174,10 +174,11 @@ def measure(
     leashed = uses_reference(config)
     shaped = leashed and config.kl_in == "reward"
     exact = shaped and config.kl_estimator == "exact"
-    of_all = {name for name, asked in (("logprobs", recompute), ("ref_logprobs", leashed), ("kl", exact)) if asked}
+    asking = {"values": critic is not None, "ref_logprobs": leashed, "logprobs": recompute, "kl": exact}
+    of_all = {name for name, asked in asking.items() if asked}
     observed = observed_rows(len(rollouts), config)
-    others = sorted({*range(len(rollouts))} - {*observed})
-    found = {name: torch.zeros_like(of_engine) for name in ("values", "ref_logprobs", "logprobs", "entropy", "kl")}
+    others = sorted({*range(len(rollouts))} - {*observed}) if of_all else []
+    found = {name: torch.zeros_like(of_engine) for name in (*asking, "entropy")}
     for rows, asked in ((observed, of_all | {"logprobs", "entropy", "kl"}), (others, of_all)):
         for group in policy.micro_batches([sequences[i] for i in rows], config.max_tokens):
             members = [rows[i] for i in group]
