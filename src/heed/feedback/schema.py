@@ -253,7 +253,7 @@ class AnswerRow(Base):
     """What an annotator said of an item: a judgement and all that goes beyond ranks, or why there is none."""
 
     __tablename__ = "answers"
-    __table_args__ = (Index("answers_of_account", "account_id", "created_at"),)
+    __table_args__ = (Index("answers_of_account", "account_id", "created_at"), Index("answers_in_order", "account_id", "id"))
 
     id: Mapped[int] = mapped_column(primary_key=True)
     lease_id: Mapped[int] = mapped_column(ForeignKey("leases.id"), index=True)

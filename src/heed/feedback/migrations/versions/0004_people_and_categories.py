@@ -1,4 +1,5 @@
-"""People whom files named can be forgotten as others can, and items hold the categories that their prompts' tags name."""
+"""People whom files named can be forgotten as others can, items hold the categories that their prompts' tags name, and an annotator's last
+answer is found by an index."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ items = sa.table("items", sa.column("prompt_id", sa.String), sa.column("categori
 
 
 def upgrade() -> None:
+    op.create_index("answers_in_order", "answers", ["account_id", "id"])
     database = op.get_bind()
     # They were marked as deleted, that nobody might sign in as them, with their name still there.
     forgotten = set(database.scalars(sa.select(audit.c.detail["account"].as_integer()).where(audit.c.action == "account.delete")))
