@@ -316,7 +316,7 @@ def hold(desk: Desk, key: str) -> None:
     desk.page.wait_for_load_state()
     for _ in range(20):
         desk.page.keyboard.down(key)
-        time.sleep(0.03)
+        time.sleep(0.03)  # as fast as keyboards repeat; nothing is asked of the time it takes
     desk.page.keyboard.up(key)
     desk.page.wait_for_load_state()
 

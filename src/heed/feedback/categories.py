@@ -13,6 +13,11 @@ def categories_of(tags: Mapping[str, str]) -> list[str]:
     return list(_names(tags))
 
 
+def as_spelt(tags: Mapping[str, str]) -> list[str]:
+    """The names as people read them, each once."""
+    return list(_names(tags).values())
+
+
 def merged_tags(tags: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
     """What two sources say of one prompt: the later value of each tag, but the categories of both, for no source takes a warning back."""
     both, names = {**tags, **more}, _names(tags, more)

@@ -8,9 +8,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
 from heed.errors import UserError
+from heed.feedback.categories import as_spelt
 from heed.feedback.disputes import Case, case, decided_items, disputes, prompts_of, standing_judgements
 from heed.feedback.projects import NotFound
-from heed.web.label import categories, fields_in, letter, read_ranks
+from heed.web.label import fields_in, letter, read_ranks
 from heed.web.site import AnySite, Form, Id, Lead, Site, go, render
 from heed.web.text import markdown, turns
 
@@ -62,7 +63,7 @@ def _page(request: Request, site: Site, item_id: int, found: Case, fields: Mappi
         project=site.projects.get(found.project_id),
         turns=turns(found.prompt),
         responses=[(letter(place), text, markdown(text)) for place, text in enumerate(found.responses)],
-        categories=categories(found.prompt.tags),
+        categories=as_spelt(found.prompt.tags),
         case=found,
         fields=fields,
         error=error,

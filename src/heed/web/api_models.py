@@ -14,6 +14,7 @@ from heed.config import load_config
 from heed.data.formats import PROMPT, parse
 from heed.feedback.accounts import INVITATION_DAYS, MOST_A_DAY, Account, Role
 from heed.feedback.annotators import AnnotatorQuality
+from heed.feedback.categories import as_spelt
 from heed.feedback.learning_curve import Forecast, Point
 from heed.feedback.ordering import Reason
 from heed.feedback.projects import Project, ProjectSettings
@@ -440,7 +441,7 @@ class GivenTask(_Model):
 
     @classmethod
     def of(cls, task: Task) -> GivenTask:
-        categories = [name.strip() for name in task.prompt.tags.get("categories", "").split(",") if name.strip()]
+        categories = as_spelt(task.prompt.tags)
         return cls(
             lease_id=task.lease_id,
             item_id=task.item_id,

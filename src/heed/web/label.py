@@ -12,6 +12,7 @@ from starlette.datastructures import FormData
 
 from heed.errors import UserError
 from heed.feedback.accounts import Account
+from heed.feedback.categories import as_spelt
 from heed.feedback.projects import SCALE, STRENGTHS, Conflict, ProjectSettings
 from heed.feedback.tasks import Answer, Screen, Task
 from heed.feedback.waiting import WaitingPrompts
@@ -144,11 +145,6 @@ def fields_of(answer: Answer, settings: ProjectSettings) -> dict[str, str]:
     return fields
 
 
-def categories(tags: Mapping[str, str]) -> list[str]:
-    """What a prompt may hold that not everyone wants to see without warning."""
-    return [name.strip() for name in tags.get("categories", "").split(",") if name.strip()]
-
-
 def _next(
     request: Request, site: Site, me: Account, project_id: int, *, status: int = 200, notice: str = "", error: str = "", lost: str = ""
 ) -> HTMLResponse:
@@ -199,7 +195,7 @@ def _page(request: Request, screen: Screen, task: Task, fields: Mapping[str, str
         task=task,
         turns=turns(task.prompt),
         responses=[(letter(place), text, markdown(text)) for place, text in enumerate(task.responses)],
-        categories=categories(task.prompt.tags),
+        categories=as_spelt(task.prompt.tags),
         fields=fields,
         field_name=field_name,
         last=last,
