@@ -146,6 +146,8 @@ def test_attention_of_ragged_rows_is_attention(lengths: list[int], together: int
         mask[row, ..., length:] = -torch.inf
 
     class Stored:
+        kernel = None
+
         def seen(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
             for start in range(0, len(lengths), together):
                 rows = slice(start, start + together)
@@ -167,6 +169,7 @@ def test_rows_read_no_columns_beyond_the_longest_of_their_part(
 ) -> None:
     monkeypatch.setattr(cache, "TOGETHER", 2)
     monkeypatch.setattr(cache, "TOGETHER_BYTES", 0)
+    monkeypatch.setattr(cache, "decode_attention", lambda: None)
     widths, seen = [], SlotCache.seen
 
     def spy(self: SlotCache) -> Iterator[tuple[slice, Tensor, Tensor]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AttentionInterface, Cache
 
 from heed.models.language_model import LanguageModel
+from heed.rollout.kernel import Slots, decode_attention
 
 RAGGED_ROWS = "heed_ragged_rows"
 """Of `ragged_attention`, to transformers."""
@@ -44,6 +45,7 @@ class Buffers:
         self.start = self.capacity.cumsum(0) - self.capacity
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self.slots: list[Slots] = []
 
     @property
     def num_heads(self) -> int:
@@ -88,6 +90,12 @@ class Buffers:
         keys, values = (buffer[layer][lines].view(num_slots, self.num_heads, capacity, -1) for buffer in (self.keys, self.values))
         return keys, values
 
+    def all(self, layer: int) -> Slots:
+        """The keys and values of all slots."""
+        if layer == len(self.slots):
+            self.slots.append(Slots(self.keys[layer], self.values[layer], self.start, self.capacity))
+        return self.slots[layer]
+
     def _allocate(self, states: Tensor) -> Tensor:
         """Lines of zeros, as a masked column weighs nothing, yet 0 * NaN would be NaN."""
         shape = states.shape[1] * self.num_tokens, states.shape[3]
@@ -123,13 +131,16 @@ class SlotCache(Cache):
         self.attention = RAGGED_ROWS  # in place of the model's own where there are options
         self.in_parts = in_parts
         self.graphs = graphs
+        # A graph would know nothing of it, and autocast's other dtypes are for training.
+        self.kernel = decode_attention() if self.device.type == "cpu" and self.dtype == torch.float32 and not graphs else None
         self.num_live = 0
         self.width = 0  # columns that rows in flight have filled
-        self.ends: list[int] = []  # of each row in flight
         self.reading = self.columns[:0]  # slots of the prompts that are being read
-        # Of the next forward: whether it decodes, where its tokens go, which lines that is, and up to where it reads earlier columns.
+        # Of the next forward: whether it decodes, where its tokens go, which lines that is, up to where it reads earlier columns, and how
+        # many each row then has.
         self.decoding = False
         self.where = self.reading, self.columns[None, :0]
+        self.ends = self.reading
         self.lines: Tensor | None = None
         self.earlier = 0
         self.layer = 0
@@ -164,11 +175,9 @@ class SlotCache(Cache):
         """Columns that a decoding forward looks at."""
         return self.fit(self.width, self.rows.parts[0][1], COLUMNS)
 
-    def advance(self, position: Tensor) -> None:
-        """Each row in flight goes on by one token, at these positions."""
+    def advance(self) -> None:
+        """Each row in flight goes on by one token."""
         self.width += 1
-        if self.in_parts:
-            self.ends = (position + 1).tolist()
 
     def sizes(self) -> tuple[int, ...]:
         """All that a decoding forward does follows from these, and from tensors."""
@@ -209,7 +218,7 @@ class SlotCache(Cache):
         for number, first in enumerate(self.rows.first_slot[:-1]):
             if first < self.num_live:
                 rows = slice(first, min(self.rows.first_slot[number + 1], self.num_live))
-                width, num_rows = max(self.ends[rows]), rows.stop - first
+                width, num_rows = int(self.ends[rows].max()), rows.stop - first
                 keys, values = self.rows.part(self.layer, number)
                 yield rows, keys[:num_rows, :, :width], values[:num_rows, :, :width]
 
@@ -221,6 +230,7 @@ class SlotCache(Cache):
         """The next forward decodes, into one column of each of the first slots."""
         self.decoding, self.lines, self.earlier = True, None, 0
         self.where = torch.arange(len(columns), device=self.device), columns[:, None]
+        self.ends = columns + 1
 
     def _causal(self, positions: Tensor, width: int) -> Tensor:
         """What tokens at these positions attend to, `[positions, width]`: 0, and -inf in columns after their own."""
@@ -268,6 +278,8 @@ def ragged_attention(
     assert kwargs.get("position_bias") is None, "positions are in the queries and keys"
     num_rows, num_heads, _, dim = key.shape
     queries = query.reshape(num_rows, num_heads, -1, dim)
+    if ragged.kernel is not None:
+        return ragged.kernel(queries, ragged.rows.all(ragged.layer), ragged.ends, scaling).view(num_rows, 1, -1, dim), None
     found = torch.empty_like(queries)
     for rows, keys, values in ragged.seen():
         mask = attention_mask[rows, ..., : keys.shape[2]].expand(-1, num_heads, -1, -1).flatten(0, 1)

@@ -170,7 +170,7 @@ class Decoding:
 
     def _decode(self) -> None:
         """Read the newest token of every row in flight and sample the next one."""
-        self.cache.advance(self.position[: self.num_live])
+        self.cache.advance()
         if self.graphs is None:
             self._step()
         else:

@@ -10,6 +10,7 @@ from transformers import AttentionInterface
 
 from heed.models.language_model import LanguageModel
 from heed.rollout.cache import COLUMNS, Buffers, SlotCache
+from heed.rollout.kernel import Prompts
 
 SHARED_PROMPTS = "heed_shared_prompts"
 """Of the attention below, to transformers."""
@@ -24,6 +25,7 @@ class SharedCache(SlotCache):
         self.home = torch.zeros(rows.num_slots, dtype=torch.long, device=self.device)  # per row: the slot of its prompt
         self.place = torch.zeros_like(self.home)  # per row: which of its prompt's rows it is
         self.most = 0  # rows of one prompt
+        self.order = self.home[:0]  # rows in flight, those of one prompt side by side
         self.lengths = torch.zeros(prompts.num_slots, dtype=torch.long, device=self.device)
         self.num_homes = self.prompt_width = 0
 
@@ -61,7 +63,7 @@ class SharedCache(SlotCache):
         if not self.num_live:
             return
         home = self.home[: self.num_live]
-        order = home.argsort(stable=True)
+        self.order = order = home.argsort(stable=True)
         counts = home.bincount(minlength=self.prompts.num_slots)
         self.place[order] = torch.arange(self.num_live, device=self.device) - (counts.cumsum(0) - counts)[home[order]]
         self.num_homes = self.fit(int(home.max()) + 1, self.prompts.num_slots)
@@ -82,6 +84,10 @@ def shared_attention(
     """
     assert kwargs.get("position_bias") is None, "positions are in the queries and keys"
     rows, kv_heads, width, dim = key.shape
+    if shared.kernel is not None:
+        queries = query.reshape(rows, kv_heads, -1, dim)
+        prompts = Prompts(shared.prompts.all(shared.layer), shared.lengths, shared.home, shared.order)
+        return shared.kernel(queries, shared.rows.all(shared.layer), shared.ends, scaling, prompts).view(rows, 1, -1, dim), None
     slots, length = shared.num_homes, shared.prompt_width
     prompt_keys, prompt_values = (x[:slots, :, :length].flatten(0, 1) for x in shared.prompts.part(shared.layer, 0))
     member = shared.home[:rows], slice(None), shared.place[:rows]

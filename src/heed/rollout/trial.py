@@ -81,7 +81,7 @@ def _decode(policy: LanguageModel, cache: SlotCache) -> Tensor:
     states = []
     for step in (1, 2):
         position = (length + step - 1).expand(2)
-        cache.advance(position)
+        cache.advance()
         mask, options = cache.decode(position, torch.full_like(position, step)), cache.options()
         with attending(body.config, cache.attention) if options else nullcontext():
             output = body(

@@ -1,0 +1,275 @@
+"""The compiled attention is attention, reads nothing that it should not, and is missed by nobody where it cannot be compiled."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from heed.models.language_model import LanguageModel
+from heed.records import Prompt, Rollout, Sampling
+from heed.rollout import cache, kernel
+from heed.rollout.kernel import Attention, Prompts, Slots, decode_attention
+from heed.rollout.local import LocalEngine
+
+needs_compiler = pytest.mark.skipif(decode_attention() is None, reason="no gcc, or PyTorch's threads are not GNU OpenMP's")
+
+
+@pytest.fixture
+def attend() -> Attention:
+    found = decode_attention()
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def fresh() -> Callable[[], Attention | None]:
+    """The kernel asked for as in a new process."""
+    return decode_attention.__wrapped__
+
+
+def slots_of(
+    lengths: list[int], spare: list[int], heads: int, dim: int, generator: torch.Generator
+) -> tuple[Slots, list[tuple[Tensor, Tensor]]]:
+    """Slots with room to spare, which holds no number; and the keys and values in each, `[heads, length, dim]`."""
+    capacity = torch.tensor([length + more for length, more in zip(lengths, spare, strict=True)])
+    start = capacity.cumsum(0) - capacity
+    keys, values = torch.full((2, int(capacity.sum()) * heads, dim), torch.nan)
+    held = []
+    for slot, length in enumerate(lengths):
+        held.append(tuple(torch.randn(heads, length, dim, generator=generator) for _ in range(2)))
+        for buffer, states in zip((keys, values), held[-1], strict=True):
+            lines = buffer[start[slot] * heads : (start[slot] + capacity[slot]) * heads]
+            lines.view(heads, -1, dim)[:, :length] = states
+    return Slots(keys, values, start, capacity), held
+
+
+def naive(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Of one token, `[dim]`, to all of a sequence."""
+    return (scale * keys.double() @ query.double()).softmax(0) @ values.double()
+
+
+lengths = st.one_of(st.integers(1, 9), st.integers(60, 70), st.sampled_from([127, 128, 129, 200]))
+
+
+@needs_compiler
+@given(
+    rows=st.lists(st.tuples(lengths, st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=7),
+    prompt_lengths=st.lists(lengths, min_size=3, max_size=3),
+    shared=st.booleans(),
+    heads=st.integers(1, 3),
+    group=st.sampled_from([1, 2, 3, 5, 70]),
+    dim=st.sampled_from([1, 3, 8, 16, 20, 32, 64, 100, 128]),
+    scale=st.sampled_from([0.1, 1.0, 30.0]),
+    seed=st.integers(0, 9),
+)
+def test_it_is_attention_of_each_row_alone(
+    rows: list[tuple[int, int, int]], prompt_lengths: list[int], shared: bool, heads: int, group: int, dim: int, scale: float, seed: int
+) -> None:
+    attend, generator = decode_attention(), torch.Generator().manual_seed(seed)
+    assert attend is not None
+    own, held = slots_of([length for length, _, _ in rows], [spare for _, spare, _ in rows], heads, dim, generator)
+    prompt, prompts_held = slots_of(prompt_lengths, [2, 0, 1], heads, dim, generator)
+    home = torch.tensor([home for _, _, home in rows])
+    queries = torch.randn(len(rows), heads, group, dim, generator=generator)
+    prompts = Prompts(prompt, torch.tensor(prompt_lengths), home, home.argsort()) if shared else None
+    found = attend(queries, own, torch.tensor([length for length, _, _ in rows]), scale, prompts)
+    tolerance = 1e-5 + 1e-6 * scale * dim  # as fp32 rounds scores
+    for row in range(len(rows)):
+        both = [prompts_held[int(home[row])], held[row]] if shared else [held[row]]
+        for head in range(heads):
+            keys, values = (torch.cat([states[i][head] for states in both]) for i in range(2))
+            for i in range(group):
+                expected = naive(queries[row, head, i], keys, values, scale)
+                torch.testing.assert_close(found[row, head, i].double(), expected, rtol=0, atol=tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("num_rows", "group"), [(64, 1), (65, 1), (200, 1), (40, 3), (3, 64), (3, 90)])
+def test_many_rows_of_one_prompt_are_as_many_rows_of_many(attend: Attention, num_rows: int, group: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    prompt, _ = slots_of([70], [0], 2, 16, generator)
+    own, _ = slots_of([5] * num_rows, [0] * num_rows, 2, 16, generator)
+    queries = torch.randn(num_rows, 2, group, 16, generator=generator)
+    rows, ends, length = torch.arange(num_rows), torch.full((num_rows,), 5), torch.tensor([70])
+    together = attend(queries, own, ends, 0.3, Prompts(prompt, length, torch.zeros_like(rows), rows))
+    copies = Slots(prompt.held[0].repeat(num_rows, 1), prompt.held[1].repeat(num_rows, 1), 70 * rows, torch.full((num_rows,), 70))
+    apart = attend(queries, own, ends, 0.3, Prompts(copies, length.repeat(num_rows), rows, rows))
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
+
+
+@needs_compiler
+def test_scores_far_apart_leave_no_weight_and_no_overflow(attend: Attention) -> None:
+    keys = torch.tensor([[1e4], [-1e4], [1e4]] * 40)
+    slots = Slots(keys, torch.arange(120.0)[:, None], torch.tensor([0]), torch.tensor([120]))
+    for query, expected in ((1.0, [i for i in range(120) if i % 3 != 1]), (-1.0, [i for i in range(120) if i % 3 == 1])):
+        found = attend(torch.tensor([[[[query]]]]), slots, torch.tensor([120]), 1.0, None)
+        assert found.item() == pytest.approx(sum(expected) / len(expected))
+
+
+@needs_compiler
+def test_what_is_no_number_stays_none(attend: Attention) -> None:
+    keys = torch.zeros(70, 8)
+    keys[66, 3] = torch.nan
+    slots = Slots(keys, torch.ones(70, 8), torch.tensor([0]), torch.tensor([70]))
+    queries, ends = torch.ones(1, 1, 1, 8), torch.tensor([70])
+    assert attend(queries, slots, ends, 1.0, None).isnan().all()
+    assert (attend(queries, slots, ends - 4, 1.0, None) == 1).all()
+
+
+@needs_compiler
+def test_what_it_would_misread_is_refused(attend: Attention) -> None:
+    lines, whole, queries = torch.zeros(10, 8), torch.tensor([5, 5]), torch.zeros(2, 1, 1, 8)
+    slots = Slots(lines, lines, torch.tensor([0, 5]), whole)
+    wrong: list[Callable[[], object]] = [
+        lambda: attend(queries.double(), slots, whole, 1.0, None),
+        lambda: attend(queries[..., :4], slots, whole, 1.0, None),
+        lambda: attend(queries, slots, whole.int(), 1.0, None),
+        lambda: attend(queries, slots, whole[:1].expand(2), 1.0, None),
+        lambda: attend(queries, Slots(lines, torch.zeros(10, 4), whole, whole), whole, 1.0, None),
+        lambda: attend(
+            queries, slots, whole, 1.0, Prompts(Slots(lines[:, :4].clone(), lines[:, :4].clone(), whole, whole), whole, whole, whole)
+        ),
+        lambda: Slots(lines.bfloat16(), lines, whole, whole),
+        lambda: Slots(lines.to("meta"), lines, whole, whole),
+    ]
+    for each in wrong:
+        with pytest.raises(ValueError, match=r"side by side|different sizes"):
+            each()
+    apart = torch.zeros(2, 1, 8, 1).transpose(2, 3)[..., ::1]
+    assert attend(apart, slots, whole, 1.0, None).shape == (2, 1, 1, 8)
+
+
+def tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
+    return [rollout.response_ids for rollout in rollouts]
+
+
+@needs_compiler
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "mistral"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_rows_sampled_with_it_equal_rows_sampled_without(
+    n: int,
+    family: str,
+    make_policy: Callable[[str], LanguageModel],
+    make_engine: Callable[..., LocalEngine],
+    prompts: list[Prompt],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = make_policy(family)
+    monkeypatch.setattr(policy, "eos_ids", tuple(range(2, 9)))  # rows end at different times
+    calls: list[bool] = []
+    attend = decode_attention()
+    assert attend is not None
+
+    def counted(queries: Tensor, rows: Slots, ends: Tensor, scale: float, prompts: Prompts | None = None) -> Tensor:
+        calls.append(prompts is not None)
+        return attend(queries, rows, ends, scale, prompts)
+
+    for max_rows in (3, 64):
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, "decode_attention", lambda: counted)
+            compiled = make_engine(policy, max_rows=max_rows).generate(2 * prompts, Sampling(24, seed=3), n)
+        assert calls
+        assert calls[-1] == (n > 1)
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, "decode_attention", lambda: None)
+            written_out = make_engine(policy, max_rows=max_rows).generate(2 * prompts, Sampling(24, seed=3), n)
+        assert not calls
+        assert tokens(compiled) == tokens(written_out)
+        for a, b in zip(compiled, written_out, strict=True):
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+
+
+def test_it_is_for_fp32_on_a_cpu_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "decode_attention", lambda: "kernel")
+
+    def chosen(device: str, dtype: torch.dtype, *, graphs: bool = False) -> object:
+        policy = SimpleNamespace(device=torch.device(device), head=lambda: (torch.empty(1, 1, dtype=dtype, device=device), None))
+        rows = cache.Buffers([(1, 4)], policy.device)
+        return cache.SlotCache(cast(LanguageModel, policy), rows, graphs=graphs).kernel
+
+    assert chosen("cpu", torch.float32) == "kernel"
+    assert chosen("cpu", torch.float32, graphs=True) is None
+    assert chosen("cpu", torch.bfloat16) is None
+    assert chosen("meta", torch.float32) is None
+
+
+@needs_compiler
+def test_it_is_compiled_once_and_works_on_pytorchs_threads(
+    tmp_path: Path, fresh: Callable[[], Attention | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
+    assert fresh()
+    made = list((tmp_path / "new" / "heed").iterdir())
+    assert [path.suffix for path in made] == [".so"]
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
+        assert fresh()
+        patch.setattr(kernel, "FLAGS", (*kernel.FLAGS, "-g"))
+        with pytest.raises(pytest.fail.Exception):
+            fresh()
+    libraries = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+    assert len(libraries) == 1
+
+
+@needs_compiler
+@pytest.mark.parametrize("home", ["a file", "none"])
+def test_without_a_folder_to_keep_it_in_it_is_compiled_anew(
+    home: str, tmp_path: Path, fresh: Callable[[], Attention | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if home == "a file":
+        (tmp_path / "taken").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "taken"))
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+        def nobody() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(Path, "home", nobody)
+    assert fresh()
+
+
+def test_where_nothing_can_be_compiled_there_is_none(fresh: Callable[[], Attention | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "which", lambda _: None)
+        assert fresh() is None
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.platform", "darwin")
+        assert fresh() is None
+
+    def not_loaded(name: str, mode: int = 0) -> None:
+        assert mode & os.RTLD_NOLOAD
+        raise OSError(f"{name}: cannot open shared object file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ctypes, "CDLL", not_loaded)
+        assert fresh() is None
+
+
+@needs_compiler
+def test_a_compiler_that_fails_is_told(tmp_path: Path, fresh: Callable[[], Attention | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernel, "FLAGS", (*kernel.FLAGS, "-march=nothing"))
+    with pytest.warns(UserWarning, match="without compiled attention, which takes longer: .*march"):
+        assert fresh() is None
+    assert not list(tmp_path.rglob("*.so"))
+    broken = tmp_path / "gcc"
+    broken.write_text("#!/bin/sh\necho nothing > $9\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda _: str(broken))
+    with pytest.warns(UserWarning, match="without compiled attention"):
+        assert fresh() is None
