@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,8 +20,10 @@ from torch import Tensor
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
 from heed.rollout import cache, kernel
+from heed.rollout.cache import SlotCache
 from heed.rollout.kernel import Attention, Prompts, Slots, decode_attention
 from heed.rollout.local import LocalEngine
+from heed.rollout.shared import SharedCache
 
 needs_compiler = pytest.mark.skipif(decode_attention() is None, reason="no gcc, or PyTorch's threads are not GNU OpenMP's")
 
@@ -55,6 +57,17 @@ def slots_of(
     return Slots(keys, values, start, capacity), held
 
 
+def newest_of(slots: Slots, held: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The keys and values of each slot's last token, `[slots, heads, 1, dim]`, which are taken out of it."""
+    for slot, (keys, _) in enumerate(held):
+        heads, length, _ = keys.shape
+        for buffer in slots.held[:2]:
+            lines = buffer[int(slots.held[2][slot]) * heads :][: int(slots.held[3][slot]) * heads]
+            lines.view(heads, -1, lines.shape[1])[:, length - 1] = torch.nan
+    keys, values = (torch.stack([states[i][:, -1:] for states in held]) for i in range(2))
+    return keys, values
+
+
 def naive(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     """Of one token, `[dim]`, to all of a sequence."""
     return (scale * keys.double() @ query.double()).softmax(0) @ values.double()
@@ -84,7 +97,11 @@ def test_it_is_attention_of_each_row_alone(
     home = torch.tensor([home for _, _, home in rows])
     queries = torch.randn(len(rows), heads, group, dim, generator=generator)
     prompts = Prompts(prompt, torch.tensor(prompt_lengths), home, home.argsort()) if shared else None
-    found = attend(queries, own, torch.tensor([length for length, _, _ in rows]), scale, prompts)
+    before = [buffer.clone() for buffer in own.held[:2]]
+    ends = torch.tensor([length for length, _, _ in rows])
+    found = attend(queries, *newest_of(own, held), own, ends, scale, prompts)
+    for buffer, expected in zip(own.held[:2], before, strict=True):
+        torch.testing.assert_close(buffer, expected, rtol=0, atol=0, equal_nan=True)
     tolerance = 1e-5 + 1e-6 * scale * dim  # as fp32 rounds scores
     for row in range(len(rows)):
         both = [prompts_held[int(home[row])], held[row]] if shared else [held[row]]
@@ -100,12 +117,13 @@ def test_it_is_attention_of_each_row_alone(
 def test_many_rows_of_one_prompt_are_as_many_rows_of_many(attend: Attention, num_rows: int, group: int) -> None:
     generator = torch.Generator().manual_seed(0)
     prompt, _ = slots_of([70], [0], 2, 16, generator)
-    own, _ = slots_of([5] * num_rows, [0] * num_rows, 2, 16, generator)
+    own, held = slots_of([5] * num_rows, [0] * num_rows, 2, 16, generator)
     queries = torch.randn(num_rows, 2, group, 16, generator=generator)
     rows, ends, length = torch.arange(num_rows), torch.full((num_rows,), 5), torch.tensor([70])
-    together = attend(queries, own, ends, 0.3, Prompts(prompt, length, torch.zeros_like(rows), rows))
+    newest = newest_of(own, held)
+    together = attend(queries, *newest, own, ends, 0.3, Prompts(prompt, length, torch.zeros_like(rows), rows))
     copies = Slots(prompt.held[0].repeat(num_rows, 1), prompt.held[1].repeat(num_rows, 1), 70 * rows, torch.full((num_rows,), 70))
-    apart = attend(queries, own, ends, 0.3, Prompts(copies, length.repeat(num_rows), rows, rows))
+    apart = attend(queries, *newest, own, ends, 0.3, Prompts(copies, length.repeat(num_rows), rows, rows))
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
 
 
@@ -113,8 +131,9 @@ def test_many_rows_of_one_prompt_are_as_many_rows_of_many(attend: Attention, num
 def test_scores_far_apart_leave_no_weight_and_no_overflow(attend: Attention) -> None:
     keys = torch.tensor([[1e4], [-1e4], [1e4]] * 40)
     slots = Slots(keys, torch.arange(120.0)[:, None], torch.tensor([0]), torch.tensor([120]))
+    newest = slots.held[0][-1].view(1, 1, 1, 1), slots.held[1][-1].view(1, 1, 1, 1)
     for query, expected in ((1.0, [i for i in range(120) if i % 3 != 1]), (-1.0, [i for i in range(120) if i % 3 == 1])):
-        found = attend(torch.tensor([[[[query]]]]), slots, torch.tensor([120]), 1.0, None)
+        found = attend(torch.tensor([[[[query]]]]), *newest, slots, torch.tensor([120]), 1.0, None)
         assert found.item() == pytest.approx(sum(expected) / len(expected))
 
 
@@ -123,32 +142,38 @@ def test_what_is_no_number_stays_none(attend: Attention) -> None:
     keys = torch.zeros(70, 8)
     keys[66, 3] = torch.nan
     slots = Slots(keys, torch.ones(70, 8), torch.tensor([0]), torch.tensor([70]))
-    queries, ends = torch.ones(1, 1, 1, 8), torch.tensor([70])
-    assert attend(queries, slots, ends, 1.0, None).isnan().all()
-    assert (attend(queries, slots, ends - 4, 1.0, None) == 1).all()
+    ones, ends = torch.ones(1, 1, 1, 8), torch.tensor([70])
+    assert attend(ones, ones, ones, slots, ends, 1.0).isnan().all()
+    assert (attend(ones, ones, ones, slots, ends - 4, 1.0) == 1).all()
 
 
 @needs_compiler
 def test_what_it_would_misread_is_refused(attend: Attention) -> None:
-    lines, whole, queries = torch.zeros(10, 8), torch.tensor([5, 5]), torch.zeros(2, 1, 1, 8)
-    slots = Slots(lines, lines, torch.tensor([0, 5]), whole)
+    lines, whole, x = torch.zeros(10, 8), torch.tensor([5, 5]), torch.zeros(2, 1, 1, 8)
+    slots, short = (Slots(keys, keys, torch.tensor([0, 5]), whole) for keys in (lines, torch.zeros(10, 4)))
     wrong: list[Callable[[], object]] = [
-        lambda: attend(queries.double(), slots, whole, 1.0, None),
-        lambda: attend(queries[..., :4], slots, whole, 1.0, None),
-        lambda: attend(queries, slots, whole.int(), 1.0, None),
-        lambda: attend(queries, slots, whole[:1].expand(2), 1.0, None),
-        lambda: attend(queries, Slots(lines, torch.zeros(10, 4), whole, whole), whole, 1.0, None),
-        lambda: attend(
-            queries, slots, whole, 1.0, Prompts(Slots(lines[:, :4].clone(), lines[:, :4].clone(), whole, whole), whole, whole, whole)
-        ),
+        lambda: attend(x.double(), x, x, slots, whole, 1.0),
+        lambda: attend(x, x.bfloat16(), x, slots, whole, 1.0),
+        lambda: attend(x, x[..., :4], x, slots, whole, 1.0),
+        lambda: attend(x, x, x[:1], slots, whole, 1.0),
+        lambda: attend(x, x, x, slots, whole.int(), 1.0),
+        lambda: attend(x, x, x, slots, whole[:1].expand(2), 1.0),
+        lambda: attend(x, x, x, short, whole, 1.0),
+        lambda: attend(x, x, x, Slots(lines, torch.zeros(10, 4), whole, whole), whole, 1.0),
+        lambda: attend(x, x, x, slots, whole, 1.0, Prompts(short, whole, whole, whole)),
         lambda: Slots(lines.bfloat16(), lines, whole, whole),
         lambda: Slots(lines.to("meta"), lines, whole, whole),
     ]
     for each in wrong:
         with pytest.raises(ValueError, match=r"side by side|different sizes"):
             each()
-    apart = torch.zeros(2, 1, 8, 1).transpose(2, 3)[..., ::1]
-    assert attend(apart, slots, whole, 1.0, None).shape == (2, 1, 1, 8)
+    for ends in ([5, 0], [6, 5]):
+        with pytest.raises(RuntimeError, match="no room in its slot"):
+            attend(x, x, x, slots, torch.tensor(ends), 1.0)
+    apart = torch.randn(2, 1, 1, 9)[..., :8]
+    found = attend(apart, apart, apart, slots, torch.tensor([1, 1]), 1.0)
+    torch.testing.assert_close(found, apart)
+    assert torch.equal(lines[[0, 5]], apart[:, 0, 0])
 
 
 def tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
@@ -172,9 +197,9 @@ def test_rows_sampled_with_it_equal_rows_sampled_without(
     attend = decode_attention()
     assert attend is not None
 
-    def counted(queries: Tensor, rows: Slots, ends: Tensor, scale: float, prompts: Prompts | None = None) -> Tensor:
-        calls.append(prompts is not None)
-        return attend(queries, rows, ends, scale, prompts)
+    def counted(*arguments: Any) -> Tensor:
+        calls.append(len(arguments) == 7)
+        return attend(*arguments)
 
     for max_rows in (3, 64):
         calls.clear()
@@ -196,15 +221,16 @@ def test_rows_sampled_with_it_equal_rows_sampled_without(
 def test_it_is_for_fp32_on_a_cpu_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "decode_attention", lambda: "kernel")
 
-    def chosen(device: str, dtype: torch.dtype, *, graphs: bool = False) -> object:
+    def chosen(device: str, dtype: torch.dtype, *, graphs: bool = False) -> list[object]:
         policy = SimpleNamespace(device=torch.device(device), head=lambda: (torch.empty(1, 1, dtype=dtype, device=device), None))
         rows = cache.Buffers([(1, 4)], policy.device)
-        return cache.SlotCache(cast(LanguageModel, policy), rows, graphs=graphs).kernel
+        in_parts = SlotCache(cast(LanguageModel, policy), rows, in_parts=True, graphs=graphs)
+        return [in_parts.kernel, SharedCache(cast(LanguageModel, policy), rows, rows, graphs=graphs).kernel]
 
-    assert chosen("cpu", torch.float32) == "kernel"
-    assert chosen("cpu", torch.float32, graphs=True) is None
-    assert chosen("cpu", torch.bfloat16) is None
-    assert chosen("meta", torch.float32) is None
+    assert chosen("cpu", torch.float32) == ["kernel", "kernel"]
+    assert chosen("cpu", torch.float32, graphs=True) == [None, None]
+    assert chosen("cpu", torch.bfloat16) == [None, None]
+    assert chosen("meta", torch.float32) == [None, None]
 
 
 @needs_compiler

@@ -1,4 +1,4 @@
-/* Attention of one token per row to its prompt, which rows may share, and to its own tokens: softmax(scale q K^T) V.
+/* Attention of one token per row to its prompt, which rows may share, and to its own tokens up to itself: softmax(scale q K^T) V.
 
    Keys and values are read once, block by block, with the softmax put right as higher scores come (Milakov and Gimelshein 2018,
    arXiv:1805.02867). Rows that share a prompt go through its blocks together (Juravsky et al. 2024, Hydragen, section 3). */
@@ -28,7 +28,7 @@ typedef int32_t places __attribute__((vector_size(16)));
 
 /* Sequences, each [heads, capacity, dim], one after another. */
 struct slots {
-    const float *keys, *values;
+    float *keys, *values;
     const int64_t *start, *capacity; /* of each slot, in tokens */
 };
 
@@ -205,15 +205,17 @@ static void read_slot(struct state s, int64_t count, const struct slots *of, int
     }
 }
 
-/* Queries and results are [num_rows, heads, group, dim]. A row has `ends[row]` tokens of its own, in slot `row` of `rows`. Where there are
-   prompts, its own is in slot `home[row]`, with `lengths[home[row]]` tokens, and rows of one home lie side by side in `order`.
-   Returns whether there was memory for it. */
-int decode_attention(const float *queries, float *results, int64_t num_rows, int64_t heads, int64_t group, int64_t dim, float scale,
-                     const struct slots *rows, const int64_t *ends, const struct slots *prompts, const int64_t *lengths,
-                     const int64_t *home, const int64_t *order)
+/* Queries and results are [num_rows, heads, group, dim]; keys and values of these tokens, [num_rows, heads, dim], are stored. With its
+   token a row has `ends[row]` of its own, in slot `row` of `rows`. Where there are prompts, its own is in slot `home[row]`, with
+   `lengths[home[row]]` tokens, and rows of one home lie side by side in `order`. Returns whether there was room for it all. */
+int decode_attention(const float *queries, const float *keys, const float *values, float *results, int64_t num_rows, int64_t heads,
+                     int64_t group, int64_t dim, float scale, const struct slots *rows, const int64_t *ends, const struct slots *prompts,
+                     const int64_t *lengths, const int64_t *home, const int64_t *order)
 {
     int64_t most = prompts && group < QUERIES ? QUERIES / group : 1, num_tasks = 0;
     int failed = 0;
+    for (int64_t row = 0; row < num_rows; row++)
+        if (ends[row] < 1 || ends[row] > rows->capacity[row]) return 0;
     int64_t *first = malloc((num_rows + 1) * sizeof *first); /* of the rows in each task, by their order */
     if (!first) return 0;
     for (int64_t i = 0; i < num_rows; i++)
@@ -244,8 +246,12 @@ int decode_attention(const float *queries, float *results, int64_t num_rows, int
                 }
                 for (int64_t i = 0; i < count; i++) {
                     int64_t row = prompts ? order[first[task] + i] : first[task];
+                    int64_t own = (row * heads + head) * dim;
+                    int64_t at = (rows->start[row] * heads + head * rows->capacity[row] + ends[row] - 1) * dim;
+                    memcpy(rows->keys + at, keys + own, dim * sizeof *keys);
+                    memcpy(rows->values + at, values + own, dim * sizeof *values);
                     read_slot(s, group, rows, row, ends[row], head, heads, dim);
-                    float *result = results + (row * heads + head) * group * dim;
+                    float *result = results + own * group;
                     for (int64_t q = 0; q < group; q++)
                         for (int64_t d = 0; d < dim; d++) result[q * dim + d] = s.found[q * dim + d] / s.total[q];
                     s.queries += group * dim, s.found += group * dim, s.highest += group, s.total += group;

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AttentionInterface, Cache
 
 from heed.models.language_model import LanguageModel
-from heed.rollout.kernel import Slots, decode_attention
+from heed.rollout.kernel import Attention, Slots, decode_attention
 
 RAGGED_ROWS = "heed_ragged_rows"
 """Of `ragged_attention`, to transformers."""
@@ -63,11 +63,15 @@ class Buffers:
 
     def put(self, layer: int, lines: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store `[slots, heads, tokens, dim]` in these lines."""
+        self.make_room(layer, keys, values)
+        for buffer, states in ((self.keys[layer], keys), (self.values[layer], values)):
+            buffer.index_copy_(0, lines.flatten(), states.reshape(-1, states.shape[3]))
+
+    def make_room(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Allocate a layer's buffers for keys and values such as these, if there are none."""
         if layer == len(self.keys):
             self.keys.append(self._allocate(keys))
             self.values.append(self._allocate(values))
-        for buffer, states in ((self.keys[layer], keys), (self.values[layer], values)):
-            buffer.index_copy_(0, lines.flatten(), states.reshape(-1, states.shape[3]))
 
     def take(self, layer: int, lines: Tensor) -> tuple[Tensor, Tensor]:
         """A copy of the keys and values in these lines."""
@@ -131,8 +135,7 @@ class SlotCache(Cache):
         self.attention = RAGGED_ROWS  # in place of the model's own where there are options
         self.in_parts = in_parts
         self.graphs = graphs
-        # A graph would know nothing of it, and autocast's other dtypes are for training.
-        self.kernel = decode_attention() if self.device.type == "cpu" and self.dtype == torch.float32 and not graphs else None
+        self.kernel = self._compiled() if in_parts else None
         self.num_live = 0
         self.width = 0  # columns that rows in flight have filled
         self.reading = self.columns[:0]  # slots of the prompts that are being read
@@ -202,6 +205,9 @@ class SlotCache(Cache):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store the new `[rows, heads, tokens, dim]` keys and values of a layer and return those to attend to."""
         self.layer, num_heads = layer_idx, key_states.shape[1]
+        if self.decoding and self.kernel is not None:  # which stores them
+            self.rows.make_room(layer_idx, key_states, value_states)
+            return key_states, value_states
         buffers = self.rows if self.decoding else self.prompts
         if self.lines is None:
             self.lines = buffers.lines(*self.where, num_heads)
@@ -225,6 +231,10 @@ class SlotCache(Cache):
     def fit(self, size: int, largest: int, unit: int = 1) -> int:
         """A size of a decoding forward, rounded up where there are graphs."""
         return min(rounded(size, unit), largest) if self.graphs else size
+
+    def _compiled(self) -> Attention | None:
+        """The kernel for decoding, of which a graph would know nothing."""
+        return decode_attention() if self.device.type == "cpu" and self.dtype == torch.float32 and not self.graphs else None
 
     def _write(self, columns: Tensor) -> None:
         """The next forward decodes, into one column of each of the first slots."""
@@ -279,7 +289,8 @@ def ragged_attention(
     num_rows, num_heads, _, dim = key.shape
     queries = query.reshape(num_rows, num_heads, -1, dim)
     if ragged.kernel is not None:
-        return ragged.kernel(queries, ragged.rows.all(ragged.layer), ragged.ends, scaling).view(num_rows, 1, -1, dim), None
+        found = ragged.kernel(queries, key, value, ragged.rows.all(ragged.layer), ragged.ends, scaling)
+        return found.view(num_rows, 1, -1, dim), None
     found = torch.empty_like(queries)
     for rows, keys, values in ragged.seen():
         mask = attention_mask[rows, ..., : keys.shape[2]].expand(-1, num_heads, -1, -1).flatten(0, 1)

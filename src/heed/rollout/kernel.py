@@ -47,18 +47,20 @@ class Prompts(NamedTuple):
 
 
 class Attention(Protocol):
-    """`(queries, rows, ends, scale, prompts) -> found`."""
+    """Stores keys and values, and returns what the queries find."""
 
-    def __call__(self, queries: Tensor, rows: Slots, ends: Tensor, scale: float, prompts: Prompts | None = None, /) -> Tensor: ...
+    def __call__(
+        self, queries: Tensor, keys: Tensor, values: Tensor, rows: Slots, ends: Tensor, scale: float, prompts: Prompts | None = None, /
+    ) -> Tensor: ...
 
 
 @cache
 def decode_attention() -> Attention | None:
-    """Attention of one token per row to its prompt and to `ends` tokens of its own, `softmax(scale Q K^T) V`, all in fp32.
+    """Attention of one token per row to its prompt and to `ends` tokens of its own, the last of which it is: `softmax(scale Q K^T) V`.
 
-    Queries, and what they find, are `[rows, heads, queries, dim]`, where queries of one head of keys lie side by side. None where there is
-    nothing to compile it with: off Linux, without gcc, or where PyTorch's threads are not GNU OpenMP's, as two libraries keep each other's
-    threads waiting.
+    Queries, and what they find, are `[rows, heads, queries, dim]`, where queries of one head of keys lie side by side; keys and values of
+    these tokens, `[rows, heads, 1, dim]`, go into their slots. All in fp32. None where there is nothing to compile it with: off Linux,
+    without gcc, or where PyTorch's threads are not GNU OpenMP's, as two libraries keep each other's threads waiting.
     """
     compiler = shutil.which("gcc")
     if compiler is None or not _has_gnu_threads():
@@ -74,7 +76,7 @@ def decode_attention() -> Attention | None:
         warnings.warn(f"sampling without compiled attention, which takes longer: {why}", stacklevel=2)
         return None
     function = library.decode_attention
-    function.argtypes = [*[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 4, ctypes.c_float, *[ctypes.c_void_p] * 6]
+    function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 4, ctypes.c_float, *[ctypes.c_void_p] * 6]
     return partial(_attend, function)
 
 
@@ -103,17 +105,26 @@ def _load(compiler: str, folder: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def _attend(function: Any, queries: Tensor, rows: Slots, ends: Tensor, scale: float, prompts: Prompts | None = None) -> Tensor:
+def _attend(
+    function: Any,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rows: Slots,
+    ends: Tensor,
+    scale: float,
+    prompts: Prompts | None = None,
+) -> Tensor:
     """Raises ValueError for what the kernel would misread."""
     num_rows, heads, group, dim = queries.shape
-    if {rows.dim, prompts.slots.dim if prompts else dim} != {dim}:
+    if not keys.shape == values.shape == (num_rows, heads, 1, dim) or {rows.dim, prompts.slots.dim if prompts else dim} != {dim}:
         raise ValueError("keys, values and queries of different sizes")
-    queries = queries.contiguous()
+    queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
     results = torch.empty_like(queries)
     of_prompts = [ctypes.byref(prompts.slots), *map(_integers, prompts[1:])] if prompts else [None] * 4
-    addresses = _floats(queries), _floats(results)
+    addresses = map(_floats, (queries, keys, values, results))
     if not function(*addresses, num_rows, heads, group, dim, scale, ctypes.byref(rows), _integers(ends), *of_prompts):
-        raise MemoryError("attention of decoding")
+        raise RuntimeError("attention of decoding: a row has no room in its slot, or there is no memory")
     return results
 
 

@@ -22,6 +22,7 @@ class SharedCache(SlotCache):
     def __init__(self, policy: LanguageModel, rows: Buffers, prompts: Buffers, *, graphs: bool = False) -> None:
         super().__init__(policy, rows, prompts, graphs=graphs)
         self.attention = SHARED_PROMPTS
+        self.kernel = self._compiled()
         self.home = torch.zeros(rows.num_slots, dtype=torch.long, device=self.device)  # per row: the slot of its prompt
         self.place = torch.zeros_like(self.home)  # per row: which of its prompt's rows it is
         self.most = 0  # rows of one prompt
@@ -87,7 +88,8 @@ def shared_attention(
     if shared.kernel is not None:
         queries = query.reshape(rows, kv_heads, -1, dim)
         prompts = Prompts(shared.prompts.all(shared.layer), shared.lengths, shared.home, shared.order)
-        return shared.kernel(queries, shared.rows.all(shared.layer), shared.ends, scaling, prompts).view(rows, 1, -1, dim), None
+        found = shared.kernel(queries, key, value, shared.rows.all(shared.layer), shared.ends, scaling, prompts)
+        return found.view(rows, 1, -1, dim), None
     slots, length = shared.num_homes, shared.prompt_width
     prompt_keys, prompt_values = (x[:slots, :, :length].flatten(0, 1) for x in shared.prompts.part(shared.layer, 0))
     member = shared.home[:rows], slice(None), shared.place[:rows]
