@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +84,64 @@ def test_gradients_are_those_of_finite_differences() -> None:
     )
     assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-3), (x, weight))
     assert torch.autograd.gradcheck(lambda x, y: rotate(x, y, cos, sin), (x, y))
+
+
+@pytest.mark.skipif(fused.kernels() is None, reason="no compiler")
+@given(
+    size=st.integers(1, 3),
+    heads=st.integers(1, 5),
+    length=st.sampled_from([1, 2, 7, 60]),
+    half=st.sampled_from([1, 3, 16, 40]),
+    apart=st.booleans(),
+    layout=st.sampled_from(["whole", "part", "heads first", "turned"]),
+    trained=st.booleans(),
+)
+def test_kernels_are_the_formulas(size: int, heads: int, length: int, half: int, apart: bool, layout: str, trained: bool) -> None:
+    """Both in fp32, on tensors as models have them: heads behind tokens, parts of wider ones, small and large."""
+    generator = torch.Generator().manual_seed(length)
+    wider = torch.randn(size, length, 3 * heads, 2 * half, generator=generator)
+    x = wider[:, :, heads : 2 * heads] if layout == "part" else wider[:, :, :heads].contiguous()
+    x = x.transpose(1, 2)
+    if layout == "heads first":
+        x = x.contiguous()
+    elif layout == "turned":
+        x = x.transpose(2, 3).contiguous().transpose(2, 3)
+    x = x.detach().requires_grad_(trained)
+    cos, sin = torch.randn(2, size if apart else 1, length, 4 * half, generator=generator)[..., : 2 * half]
+    weight = torch.randn(2 * half, generator=generator).requires_grad_(trained)
+    for found, expected in (
+        (rotate(x, x, cos, sin)[0], naive_rotation(x, cos, sin)),
+        (rms_norm(x, weight, 1e-3), naive_norm(x, weight, 1e-3)),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        if trained:
+            pull = torch.randn(expected.shape, generator=generator)
+            mine, theirs = (torch.autograd.grad((y * pull).sum(), (x, weight), allow_unused=True) for y in (found, expected))
+            for a, b in zip(mine, theirs, strict=True):
+                assert (a is None) == (b is None)
+                if a is not None and b is not None:
+                    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(fused.kernels() is None, reason="no compiler")
+def test_kernels_run_where_they_fit_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    library, calls = fused.kernels(), []
+    assert library is not None
+    counting = SimpleNamespace(
+        rms_norm=lambda *a: (calls.append("norm"), library.rms_norm(*a)), rotate=lambda *a: (calls.append("rotation"), library.rotate(*a))
+    )
+    monkeypatch.setattr(fused, "kernels", lambda: counting)
+    x, angles, weight = torch.randn(2, 3, 4, 8), torch.randn(1, 4, 8), torch.ones(8)
+    rms_norm(x, weight, 1e-6)
+    rotate(x, x, angles, angles)
+    assert calls == ["norm", "rotation", "rotation"]
+    calls.clear()
+    for dtype in (torch.float64, torch.bfloat16):
+        rms_norm(x.to(dtype), weight.to(dtype), 1e-6)
+        rotate(x.to(dtype), x.to(dtype), angles.to(dtype), angles.to(dtype))
+    rms_norm(x.to("meta"), weight.to("meta"), 1e-6)
+    rotate(*(each.to("meta") for each in (x, x, angles, angles)))
+    assert not calls
 
 
 def body_of(config: Any) -> nn.Module:

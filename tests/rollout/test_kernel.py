@@ -1,13 +1,8 @@
-"""The compiled attention is attention, reads nothing that it should not, and is missed by nobody where it cannot be compiled."""
+"""The compiled attention is attention, reads nothing that it should not, and samples what is sampled without it."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from heed.models import fused
 from heed.models.language_model import LanguageModel
 from heed.records import Prompt, Rollout, Sampling
-from heed.rollout import cache, kernel
+from heed.rollout import cache, decoding
 from heed.rollout.cache import SlotCache
 from heed.rollout.kernel import Attention, Prompts, Slots, decode_attention
 from heed.rollout.local import LocalEngine
@@ -33,12 +29,6 @@ def attend() -> Attention:
     found = decode_attention()
     assert found is not None
     return found
-
-
-@pytest.fixture
-def fresh() -> Callable[[], Attention | None]:
-    """The kernel asked for as in a new process."""
-    return decode_attention.__wrapped__
 
 
 def slots_of(
@@ -158,6 +148,8 @@ def test_what_it_would_misread_is_refused(attend: Attention) -> None:
         lambda: attend(x, x, x[:1], slots, whole, 1.0),
         lambda: attend(x, x, x, slots, whole.int(), 1.0),
         lambda: attend(x, x, x, slots, whole[:1].expand(2), 1.0),
+        lambda: attend(x, x, x, slots, whole[:1], 1.0),
+        lambda: attend(x, x, x, slots, whole, 1.0, Prompts(slots, whole, whole, whole[:1])),
         lambda: attend(x, x, x, short, whole, 1.0),
         lambda: attend(x, x, x, Slots(lines, torch.zeros(10, 4), whole, whole), whole, 1.0),
         lambda: attend(x, x, x, slots, whole, 1.0, Prompts(short, whole, whole, whole)),
@@ -211,6 +203,7 @@ def test_rows_sampled_with_it_equal_rows_sampled_without(
         calls.clear()
         with monkeypatch.context() as patch:
             patch.setattr(cache, "decode_attention", lambda: None)
+            patch.setattr(decoding, "kernels", lambda: None)
             written_out = make_engine(policy, max_rows=max_rows).generate(2 * prompts, Sampling(24, seed=3), n)
         assert not calls
         assert tokens(compiled) == tokens(written_out)
@@ -234,68 +227,27 @@ def test_it_is_for_fp32_on_a_cpu_without_graphs(monkeypatch: pytest.MonkeyPatch)
 
 
 @needs_compiler
-def test_it_is_compiled_once_and_works_on_pytorchs_threads(
-    tmp_path: Path, fresh: Callable[[], Attention | None], monkeypatch: pytest.MonkeyPatch
+def test_decoding_norms_by_kernels_where_there_are_some(
+    make_policy: Callable[[str], LanguageModel],
+    make_engine: Callable[..., LocalEngine],
+    prompts: list[Prompt],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
-    assert fresh()
-    made = list((tmp_path / "new" / "heed").iterdir())
-    assert [path.suffix for path in made] == [".so"]
-    with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
-        assert fresh()
-        patch.setattr(kernel, "FLAGS", (*kernel.FLAGS, "-g"))
-        with pytest.raises(pytest.fail.Exception):
-            fresh()
-    libraries = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
-    assert len(libraries) == 1
+    policy, calls = make_policy("llama"), []
+    norm = fused.rms_norm
 
+    def counted(*arguments: Any) -> Tensor:
+        calls.append(arguments)
+        return norm(*arguments)
 
-@needs_compiler
-@pytest.mark.parametrize("home", ["a file", "none"])
-def test_without_a_folder_to_keep_it_in_it_is_compiled_anew(
-    home: str, tmp_path: Path, fresh: Callable[[], Attention | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if home == "a file":
-        (tmp_path / "taken").touch()
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "taken"))
-    else:
-        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-
-        def nobody() -> Path:
-            raise RuntimeError("Could not determine home directory.")
-
-        monkeypatch.setattr(Path, "home", nobody)
-    assert fresh()
-
-
-def test_where_nothing_can_be_compiled_there_is_none(fresh: Callable[[], Attention | None], monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "which", lambda _: None)
-        assert fresh() is None
-    with monkeypatch.context() as patch:
-        patch.setattr("sys.platform", "darwin")
-        assert fresh() is None
-
-    def not_loaded(name: str, mode: int = 0) -> None:
-        assert mode & os.RTLD_NOLOAD
-        raise OSError(f"{name}: cannot open shared object file")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ctypes, "CDLL", not_loaded)
-        assert fresh() is None
-
-
-@needs_compiler
-def test_a_compiler_that_fails_is_told(tmp_path: Path, fresh: Callable[[], Attention | None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(kernel, "FLAGS", (*kernel.FLAGS, "-march=nothing"))
-    with pytest.warns(UserWarning, match="without compiled attention, which takes longer: .*march"):
-        assert fresh() is None
-    assert not list(tmp_path.rglob("*.so"))
-    broken = tmp_path / "gcc"
-    broken.write_text("#!/bin/sh\necho nothing > $9\n")
-    broken.chmod(0o755)
-    monkeypatch.setattr(shutil, "which", lambda _: str(broken))
-    with pytest.warns(UserWarning, match="without compiled attention"):
-        assert fresh() is None
+    assert policy.backbone.shares_prompts
+    monkeypatch.setattr(fused, "rms_norm", counted)
+    engine = make_engine(policy)
+    engine.generate(prompts, Sampling(3))
+    per_forward = 2 * policy.hf.config.num_hidden_layers + 1
+    assert calls
+    assert len(calls) % per_forward == 0
+    calls.clear()
+    monkeypatch.setattr(decoding, "kernels", lambda: None)
+    engine.generate(prompts, Sampling(3))
+    assert not calls

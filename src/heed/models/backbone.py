@@ -150,6 +150,10 @@ class Backbone:
     def _decoder_layers(self) -> list[GradientCheckpointingLayer]:
         return [m for m in self.body.modules() if isinstance(m, GradientCheckpointingLayer)]
 
+    def in_few_passes(self) -> AbstractContextManager[None]:
+        """Within, norms and rotations run in few passes over memory."""
+        return replaced(self._replacements)
+
     @cached_property
     def _replacements(self) -> list[Replacement]:
         return replacements(self.body)
@@ -159,7 +163,7 @@ class Backbone:
 
     def _run(self, ids: Tensor, readout: Readout | None = None, **arguments: Tensor) -> Tensor:
         reading = nullcontext() if readout is None else reading_out(self._decoder_layers[-1], self.body.config, readout)
-        with reading, replaced(self._replacements):
+        with reading, self.in_few_passes():
             return self.body(input_ids=ids, use_cache=False, **arguments).last_hidden_state
 
     def _run_shared(self, shared: SharedPrompts, readout: Readout | None = None) -> Tensor:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from heed.models.compiled import compiled, floats
+
+SOURCE = Path(__file__).with_name("fused.c")
 ROTATION = "apply_rotary_pos_emb"
 """What transformers calls the rotation of queries and keys, in the module of each family."""
 
@@ -117,8 +123,21 @@ def _fused_rotation(written_out: Callable[..., Any]) -> Callable[..., Any]:
     return apply_rotary_pos_emb
 
 
+@cache
+def kernels() -> ctypes.CDLL | None:
+    """Both in one pass each; None where they cannot be compiled."""
+    library = compiled(SOURCE)
+    if library is not None:
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        library.rms_norm.argtypes = [*[pointer] * 4, number, number, ctypes.c_float]
+        library.rotate.argtypes = [*[pointer] * 4, *[number] * 11, ctypes.c_int]
+    return library
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`y = x r w`, `r = 1 / sqrt(mean(x^2) + eps)`, over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4)."""
+    if not torch.is_grad_enabled():
+        return _norm(x, weight, eps)[0]
     return _RMSNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
 
 
@@ -127,16 +146,17 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
 
     `(x1, x2) -> (x1 cos1 - x2 sin1, x2 cos2 + x1 sin2)` for the halves of the last dimension; cosines and sines `[B or 1, T, dim]`.
     """
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    if not torch.is_grad_enabled():
+        return _turn(q, cos, sin), _turn(k, cos, sin)
     return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)  # pyright: ignore[reportReturnType]
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y, r = _norm(x, weight, eps)
         ctx.save_for_backward(x, weight, r)
-        return (x * r).mul_(weight)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -160,18 +180,44 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        first, second = sin.chunk(2, dim=-1)
-        return _turn(x, cos, -first, second)
+        return _turn(x, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         cos, sin = ctx.saved_tensors
-        first, second = sin.chunk(2, dim=-1)
-        return _turn(grad, cos, second, -first), None, None
+        return _turn(grad, cos, sin, back=True), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, from_second: Tensor, from_first: Tensor) -> Tensor:
+def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm and its `r`, `[..., 1]`."""
+    library = kernels()
+    if library is None or not x.is_cpu or not x.dtype == weight.dtype == torch.float32:
+        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        return (x * r).mul_(weight), r
+    x, width = x.contiguous(), x.shape[-1]
+    y, r = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1)
+    library.rms_norm(*map(floats, (x, weight, y, r)), r.numel(), width, eps)
+    return y, r
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+    """The rotation of `[B, heads, T, dim]`, or the gradient of it."""
+    library = kernels()
+    fits = x.is_cpu and x.dtype == cos.dtype == sin.dtype == torch.float32 and x.stride(3) == 1 and cos.shape == sin.shape
+    if library is None or not fits:
+        return _turn_written_out(x, cos.unsqueeze(1), sin.unsqueeze(1), back=back)
+    cos, sin, y = cos.contiguous(), sin.contiguous(), torch.empty_like(x)
+    batch, heads, length, dim = x.shape
+    strides = *x.stride()[:3], *y.stride()[:3], length * dim if len(cos) > 1 else 0
+    library.rotate(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), batch, heads, length, dim // 2, *strides, back)
+    return y
+
+
+def _turn_written_out(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:
+    """By PyTorch's operations, with cosines and sines `[B or 1, 1, T, dim]`."""
+    sin1, sin2 = sin.chunk(2, dim=-1)
+    from_second, from_first = (sin2, -sin1) if back else (-sin1, sin2)
     turned = x * cos
     (first, second), (x1, x2) = turned.chunk(2, dim=-1), x.chunk(2, dim=-1)
     first.addcmul_(x2, from_second)

@@ -22,8 +22,8 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef float four __attribute__((vector_size(16), aligned(4)));
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t places __attribute__((vector_size(16)));
 
 /* Sequences, each [heads, capacity, dim], one after another. */

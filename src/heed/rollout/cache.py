@@ -189,7 +189,7 @@ class SlotCache(Cache):
     def decode(self, position: Tensor, step: Tensor) -> Tensor:
         """The next forward reads one token of each of `num_rows` slots: its position, and how many tokens its response has."""
         self._write(position)
-        return self._causal(position, self.num_columns)[:, None, None]
+        return self._causal(position, self.num_columns)[:, None, None] if self.kernel is None else self._no_mask()
 
     def options(self) -> dict[str, Any]:
         """What else to tell the model when it decodes; made anew, as kept it would keep the cache until cycles are collected."""
@@ -241,6 +241,10 @@ class SlotCache(Cache):
         self.decoding, self.lines, self.earlier = True, None, 0
         self.where = torch.arange(len(columns), device=self.device), columns[:, None]
         self.ends = columns + 1
+
+    def _no_mask(self) -> Tensor:
+        """What keeps transformers from making one of its own, for the kernel, which goes by the rows' ends."""
+        return torch.zeros(1, 1, 1, 1, dtype=self.dtype, device=self.device)
 
     def _causal(self, positions: Tensor, width: int) -> Tensor:
         """What tokens at these positions attend to, `[positions, width]`: 0, and -inf in columns after their own."""

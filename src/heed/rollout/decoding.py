@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from heed.errors import UserError
 from heed.models.attention import attending
+from heed.models.fused import kernels
 from heed.models.language_model import LanguageModel
 from heed.records import Sampling
 from heed.rollout.cache import SlotCache
@@ -224,7 +225,9 @@ class Decoding:
 
     def _hidden(self, ids: Tensor, positions: Tensor, mask: Tensor, **options: Any) -> Tensor:
         body = self.policy.hf.base_model
-        with attending(body.config, self.cache.attention) if options else nullcontext():
+        # Written out in PyTorch's operations they take as many for a token each as transformers' own.
+        few_passes = self.policy.backbone.in_few_passes() if self.graphs is None and kernels() else nullcontext()
+        with attending(body.config, self.cache.attention) if options else nullcontext(), few_passes:
             output = body(ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, **options)
         return output.last_hidden_state
 

@@ -45,6 +45,8 @@ class SharedCache(SlotCache):
 
     def decode(self, position: Tensor, step: Tensor) -> Tensor:
         self._write(step - 1)
+        if self.kernel is not None:
+            return self._no_mask()
         prompts = self._causal(self.lengths[self.home[: len(step)]] - 1, self.prompt_width)
         return torch.cat([prompts, self._causal(step - 1, self.num_columns)], dim=1)[:, None, None]
 
