@@ -141,6 +141,14 @@ def test_kernels_run_where_they_fit_and_nowhere_else(monkeypatch: pytest.MonkeyP
         rotate(x.to(dtype), x.to(dtype), angles.to(dtype), angles.to(dtype))
     rms_norm(x.to("meta"), weight.to("meta"), 1e-6)
     rotate(*(each.to("meta") for each in (x, x, angles, angles)))
+    for wrong in (
+        lambda: rms_norm(x, torch.ones(4), 1e-6),
+        lambda: rotate(x, x, angles[:, :3], angles[:, :3]),
+        lambda: rotate(x, x, angles.expand(3, -1, -1), angles.expand(3, -1, -1)),
+        lambda: rotate(x[..., :7], x[..., :7], angles[..., :7], angles[..., :7]),
+    ):
+        with pytest.raises(RuntimeError, match="must match"):
+            wrong()
     assert not calls
 
 

@@ -192,7 +192,8 @@ class _Rotation(torch.autograd.Function):
 def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm and its `r`, `[..., 1]`."""
     library = kernels()
-    if library is None or not x.is_cpu or not x.dtype == weight.dtype == torch.float32:
+    fits = x.is_cpu and x.dtype == weight.dtype == torch.float32 and weight.shape == x.shape[-1:]
+    if library is None or not fits:
         r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         return (x * r).mul_(weight), r
     x, width = x.contiguous(), x.shape[-1]
@@ -204,8 +205,9 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
     """The rotation of `[B, heads, T, dim]`, or the gradient of it."""
     library = kernels()
-    fits = x.is_cpu and x.dtype == cos.dtype == sin.dtype == torch.float32 and x.stride(3) == 1 and cos.shape == sin.shape
-    if library is None or not fits:
+    fits = x.is_cpu and x.dtype == cos.dtype == sin.dtype == torch.float32 and x.stride(3) == 1 and x.shape[3] % 2 == 0
+    matches = cos.shape == sin.shape and cos.shape[1:] == x.shape[2:] and len(cos) in (1, len(x))
+    if library is None or not (fits and matches):
         return _turn_written_out(x, cos.unsqueeze(1), sin.unsqueeze(1), back=back)
     cos, sin, y = cos.contiguous(), sin.contiguous(), torch.empty_like(x)
     batch, heads, length, dim = x.shape
