@@ -95,6 +95,17 @@ def test_a_compiler_that_fails_is_told(tmp_path: Path, fresh: Fresh, monkeypatch
         assert fresh() is None
 
 
+def test_an_error_that_says_nothing_is_told_by_its_kind(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(shutil, "which", lambda _: "gcc")
+    monkeypatch.setattr(module, "_has_gnu_threads", lambda: True)
+    monkeypatch.setattr(module, "_load", fail)
+    with pytest.warns(UserWarning, match="OSError$"):
+        assert fresh() is None
+
+
 def test_addresses_are_of_what_a_kernel_reads() -> None:
     x = torch.zeros(3, 4)
     assert floats(x) == x.data_ptr()

@@ -36,7 +36,7 @@ def compiled(source: Path) -> ctypes.CDLL | None:
             with TemporaryDirectory() as folder:
                 return _load(source, compiler, Path(folder))
     except (OSError, subprocess.CalledProcessError) as error:
-        why = next(iter(str(getattr(error, "stderr", None) or error).splitlines()))
+        why = next(iter(str(getattr(error, "stderr", None) or error).splitlines()), type(error).__name__)
         warnings.warn(f"{source.name} is not compiled, so that heed takes longer: {why}", stacklevel=2)
         return None
 
